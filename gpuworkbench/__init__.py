@@ -1,0 +1,3 @@
+"""A terminal workbench for training language models on one consumer NVIDIA card."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Torch-free specs of the model families: config keys, parameter counts, byte formulas."""

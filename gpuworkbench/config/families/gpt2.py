@@ -1,0 +1,67 @@
+"""The GPT-2 family (Radford et al. 2019): config keys, parameter and FLOP formulas. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Struct
+
+from gpuworkbench.config.fields import doc
+
+VOCAB_MULTIPLE = 64
+
+
+class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="family", tag="gpt2"):
+    """Pre-norm decoder with learned positions, causal attention, a 4x GELU MLP and a head tied to the embedding."""
+
+    n_layer: Annotated[int, doc("number of transformer blocks", ge=1, le=1024)] = 12
+    n_head: Annotated[int, doc("attention heads per block; must divide n_embd", ge=1, le=1024)] = 12
+    n_embd: Annotated[int, doc("width of the residual stream (channels)", ge=1, le=65_536)] = 768
+    seq_len: Annotated[int, doc("positions the model has: the longest context, in tokens", ge=1, le=1_048_576)] = 1024
+    vocab_size: Annotated[
+        int, doc("tokens in the vocabulary; 0 takes the tokenizer's (padded to a multiple of 64 inside)", ge=0)
+    ] = 0
+    dropout: Annotated[float, doc("dropout on embeddings, attention and residuals while training", ge=0.0, lt=1.0)] = 0.0
+
+    @property
+    def family(self) -> str:
+        """The registry name of this family."""
+        return "gpt2"
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table: `vocab_size` rounded up to a multiple of 64, so that GEMMs stay aligned."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def problems(self) -> list[tuple[str, str, str]]:
+        """What is wrong with the combination of keys, as (key, what is wrong, what to do)."""
+        if self.n_embd % self.n_head:
+            return [
+                (
+                    "model.n_head",
+                    f"{self.n_head} heads do not divide n_embd = {self.n_embd}",
+                    "choose n_embd as a multiple of n_head",
+                )
+            ]
+        return []
+
+    def n_params(self) -> int:
+        """Exact number of parameters with the unpadded vocabulary; the tied head counts once.
+
+        124,439,808 for 12 x 768 with 50,257 tokens and 1,024 positions, as published.
+        """
+        c = self.n_embd
+        block = 12 * c * c + 13 * c  # qkv, proj, fc, out with biases, and two LayerNorms
+        return self.vocab_size * c + self.seq_len * c + self.n_layer * block + 2 * c
+
+    def n_allocated_params(self) -> int:
+        """Parameters in memory: as `n_params`, with the vocabulary padded to a multiple of 64."""
+        return self.n_params() + (self.padded_vocab_size - self.vocab_size) * self.n_embd
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Training FLOPs per token: 6 N for the matrices, 12 L C T for attention (PaLM, appendix B).
+
+        N leaves out the position table (a lookup) and counts the token table once (it is the head's matrix).
+        """
+        n_matmul = self.n_allocated_params() - self.seq_len * self.n_embd
+        return 6 * n_matmul + 12 * self.n_layer * self.n_embd * seq_len

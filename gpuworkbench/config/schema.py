@@ -1,0 +1,201 @@
+"""The configuration of a run: every section, every key, its range, its default and what it does.
+
+All structs are frozen and refuse unknown keys. `None` means "chosen when the run is created": the launcher resolves
+it and stores the choice in run.toml, so that a resume never has to choose again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from msgspec import Struct, field
+
+from gpuworkbench import registry
+from gpuworkbench.config.fields import doc
+
+if TYPE_CHECKING:
+    from gpuworkbench.config.families.gpt2 import Gpt2Config
+
+    ModelConfig = Gpt2Config
+else:
+    # One struct a family, told apart by `model.family`; the registry is the list.
+    ModelConfig = Union[tuple(registry.load(entry.spec) for entry in registry.MODELS.values())]
+
+SCHEMA_VERSION = 1
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section."""
+
+
+class CardConfig(Section, frozen=True, kw_only=True):
+    """The card a preset is meant for."""
+
+    name: Annotated[str, doc("the card in words, as shown in lists")]
+    compute_capability: Annotated[
+        str, doc("lowest CUDA compute capability, as major.minor", pattern=r"^\d{1,2}\.\d$")
+    ]
+    memory_gib: Annotated[float, doc("device memory the preset needs, in GiB as the driver reports it", gt=0.0)]
+
+
+class DataConfig(Section, frozen=True, kw_only=True):
+    """What the model reads."""
+
+    source: Annotated[
+        str, doc("stdlib, synthetic, fineweb10B, or a path: text file, JSONL file, folder, token shard .bin")
+    ] = "stdlib"
+    tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
+    seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=2**63 - 1)] = 0
+    val_fraction: Annotated[
+        float, doc("share of the documents held out for validation, where the source has no split", gt=0.0, lt=0.5)
+    ] = 0.05
+    synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = 1_000_000
+
+
+class TrainConfig(Section, frozen=True, kw_only=True):
+    """The loop: how much per step, how many steps, how exactly."""
+
+    seq_len: Annotated[int, doc("tokens per training sequence; default and upper bound: model.seq_len", ge=1)] | None = None
+    micro_batch_size: Annotated[int, doc("sequences per forward and backward pass", ge=1)] = 8
+    grad_accum_steps: Annotated[int, doc("micro-batches per optimizer step; gradients are averaged", ge=1)] = 1
+    max_steps: Annotated[int, doc("total optimizer steps of the run", ge=1, le=10**9)] | None = None
+    max_epochs: Annotated[float, doc("passes over the training tokens, as an alternative to max_steps", gt=0.0)] | None = None
+    seed: Annotated[int, doc("seed of the initial weights and of dropout", ge=0, le=2**63 - 1)] = 1337
+    grad_clip_norm: Annotated[float, doc("global gradient norm is clipped to this; 0 turns clipping off", ge=0.0)] = 1.0
+    log_interval_steps: Annotated[int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1)] = 1
+    mode: (
+        Annotated[Literal["exact", "fast"], doc("exact: resume is bit-identical; fast: fastest kernels. CPU: exact")] | None
+    ) = None
+    threads: Annotated[int, doc("CPU threads of the trainer; default: the physical cores", ge=1, le=4096)] | None = None
+    on_nonfinite: Annotated[
+        Literal["stop", "rollback"],
+        doc("a NaN or Inf loss or gradient: stop the run, or go back to the last checkpoint and skip that data"),
+    ] = "stop"
+
+
+class OptimizerConfig(Section, frozen=True, kw_only=True):
+    """The optimizer. Weight decay acts on matrices only, not on biases and norms."""
+
+    name: Annotated[str, doc("adamw (Loshchilov and Hutter 2019)")] = "adamw"
+    lr: Annotated[float, doc("peak learning rate", gt=0.0)] = 6e-4
+    beta1: Annotated[float, doc("decay of the first moment", ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, doc("decay of the second moment", ge=0.0, lt=1.0)] = 0.95
+    eps: Annotated[float, doc("added to the root of the second moment", gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, doc("decoupled weight decay of matrices", ge=0.0)] = 0.1
+
+
+class ScheduleConfig(Section, frozen=True, kw_only=True):
+    """The learning rate over the run, as a multiple of optimizer.lr."""
+
+    name: Annotated[str, doc("constant, cosine, linear or warmup_stable_decay")] = "cosine"
+    warmup_steps: Annotated[int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0)] = 0
+    warmdown_steps: Annotated[int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0)] = 0
+    min_lr_fraction: Annotated[float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)] = 0.0
+
+
+class MemoryConfig(Section, frozen=True, kw_only=True):
+    """What keeps the run small."""
+
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        doc("autocast type of the matrix products; auto: bf16 on a card that has it, fp16 before, fp32 on CPU"),
+    ] = "auto"
+    chunked_cross_entropy: Annotated[
+        bool, doc("compute head and loss in chunks of rows, so that the logits never exist as a whole")
+    ] = False
+    cross_entropy_chunk_rows: Annotated[int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1)] = 1024
+
+
+class HybridConfig(Section, frozen=True, kw_only=True):
+    """Phases of the hybrid trainer."""
+
+    enabled: Annotated[bool, doc("alternate training with predicted progress; false: every step is a full step")] = False
+
+
+class CheckpointConfig(Section, frozen=True, kw_only=True):
+    """When state is saved, and how much of it is kept. The last step is always saved."""
+
+    interval_steps: Annotated[int, doc("steps between checkpoints; 0: only at the end or when stopped", ge=0)] = 100
+    keep_last: Annotated[int, doc("how many of the newest checkpoints are kept", ge=2, le=10_000)] = 2
+    keep_best: Annotated[bool, doc("also keep the checkpoint with the lowest validation loss")] = True
+
+
+class EvalConfig(Section, frozen=True, kw_only=True):
+    """Validation during the run."""
+
+    interval_steps: Annotated[int, doc("steps between validations; 0 turns them off", ge=0)] = 100
+    tokens: Annotated[int, doc("validation tokens per validation; a multiple of batch x seq_len", ge=1)] = 32_768
+    micro_batch_size: Annotated[int, doc("sequences per validation batch; default: train.micro_batch_size", ge=1)] | None = None
+
+
+class SampleConfig(Section, frozen=True, kw_only=True):
+    """Text written during the run."""
+
+    interval_steps: Annotated[int, doc("steps between samples; 0 turns them off", ge=0)] = 0
+    prompt: Annotated[str, doc("the text that samples continue", max_length=10_000)] = "\n"
+    tokens: Annotated[int, doc("tokens per sample", ge=1, le=100_000)] = 64
+    temperature: Annotated[float, doc("softmax temperature; 0 is greedy", ge=0.0, le=100.0)] = 0.8
+    top_k: Annotated[int, doc("sample from the k most likely tokens; 0: from all", ge=0)] = 50
+    seed: Annotated[int, doc("seed of the sampler", ge=0, le=2**63 - 1)] = 1337
+
+
+class EarlyStoppingConfig(Section, frozen=True, kw_only=True):
+    """Ends a run whose validation loss no longer falls."""
+
+    patience: Annotated[int, doc("validations without improvement before the run completes; 0: never", ge=0)] = 0
+    min_delta: Annotated[float, doc("a lower validation loss counts when it is lower by more than this (nats)", ge=0.0)] = 0.0
+
+
+class DeviceConfig(Section, frozen=True, kw_only=True):
+    """Where the run computes."""
+
+    kind: Annotated[Literal["auto", "cuda", "cpu"], doc("auto takes the card the preset is for, else refuses")] = "auto"
+    index: Annotated[int, doc("which CUDA device, counted as CUDA_VISIBLE_DEVICES leaves them", ge=0)] | None = None
+    uuid: Annotated[str, doc("the card chosen when the run was created (stored, seldom set by hand)")] | None = None
+    memory_limit_gib: Annotated[float, doc("caps the CUDA allocator: a simulated smaller card", gt=0.0)] | None = None
+    compile: Annotated[
+        Literal["off", "default", "max-autotune-no-cudagraphs"], doc("torch.compile of the model, and its mode")
+    ] = "off"
+
+
+class RunConfig(Section, frozen=True, kw_only=True):
+    """Everything a trainer needs to know. A preset is this plus `cpu_twin`; run.toml is this, resolved."""
+
+    schema_version: Annotated[int, doc("version of this file's format", ge=1, le=SCHEMA_VERSION)]
+    description: Annotated[str, doc("what the preset is for, in a line", max_length=400)] = ""
+    preset: Annotated[str, doc("name of the preset the run was made from (the file's stem)")] = ""
+    is_cpu_twin: Annotated[bool, doc("this is a card preset's small stand-in for CPUs")] = False
+    card: CardConfig | None = None
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    memory: MemoryConfig = MemoryConfig()
+    hybrid: HybridConfig = HybridConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    sample: SampleConfig = SampleConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    device: DeviceConfig = DeviceConfig()
+    cpu_twin: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def train_seq_len(self) -> int:
+        """Tokens per training sequence (`train.seq_len`, else `model.seq_len`)."""
+        return self.train.seq_len or self.model.seq_len
+
+    @property
+    def eval_micro_batch_size(self) -> int:
+        """Sequences per validation batch."""
+        return self.eval.micro_batch_size or self.train.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens one optimizer step consumes."""
+        return self.train.micro_batch_size * self.train.grad_accum_steps * self.train_seq_len
+
+    @property
+    def label(self) -> str:
+        """The preset's name as people see it, marked where it is a CPU twin."""
+        return f"{self.preset} (CPU twin)" if self.is_cpu_twin else self.preset

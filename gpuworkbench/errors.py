@@ -1,0 +1,98 @@
+"""Every error a person can meet, and the exit code each one ends the process with.
+
+The tree:
+
+    WorkbenchError                 exit 1   something failed; `message` says what, `hint` says what to do
+    ├── UserError                  exit 2   the request was wrong, nothing was changed
+    │   ├── UsageError                      the command line
+    │   ├── ConfigError                     a preset, a --set, an environment override
+    │   ├── DataError                       a corpus, a shard, a tokenizer
+    │   └── RunError                        a run that is not there, is ambiguous or is malformed
+    ├── RunLockedError             exit 3   another process is training this run
+    ├── DoesNotFitError            exit 4   the card, the host memory or the disk is too small
+    └── CheckpointError            exit 1   no intact checkpoint could be read or written
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from gpuworkbench.text import safe_text
+
+
+class ExitCode(IntEnum):
+    """What a gpuworkbench process returns to its caller."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    LOCKED = 3
+    DOES_NOT_FIT = 4
+    STOPPED = 75  # EX_TEMPFAIL: stopped with a checkpoint, resumable
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class WorkbenchError(Exception):
+    """An error with one line for a person: what is wrong and where, then what to do.
+
+    `kind` is the `kind` field of an `error` event (config, cuda_oom, nonfinite, data, io, internal).
+    """
+
+    exit_code: ExitCode = ExitCode.FAILED
+    kind: str = "internal"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def line(self) -> str:
+        """The error as exactly one printable line."""
+        text = f"{self.message}; {self.hint}" if self.hint else self.message
+        return safe_text(" ".join(text.split()))
+
+
+class UserError(WorkbenchError):
+    """The request was wrong; nothing was changed."""
+
+    exit_code = ExitCode.USAGE
+    kind = "config"
+
+
+class UsageError(UserError):
+    """The command line does not say something that can be done."""
+
+
+class ConfigError(UserError):
+    """A preset, a `--set` value or an environment override is wrong."""
+
+
+class DataError(UserError):
+    """A corpus, a token shard or a tokenizer is missing, malformed or does not match."""
+
+    kind = "data"
+
+
+class RunError(UserError):
+    """A run does not exist, is ambiguous, or its directory is malformed."""
+
+
+class RunLockedError(WorkbenchError):
+    """Another process holds the run's lock."""
+
+    exit_code = ExitCode.LOCKED
+    kind = "config"
+
+
+class DoesNotFitError(WorkbenchError):
+    """The run needs more than this machine has."""
+
+    exit_code = ExitCode.DOES_NOT_FIT
+    kind = "config"
+
+
+class CheckpointError(WorkbenchError):
+    """No intact checkpoint could be read, or one could not be written."""
+
+    kind = "io"

@@ -1,0 +1,66 @@
+"""Torch-free tables of `module:object` names: what can be chosen, and where its code is.
+
+A model, an optimizer or a memory strategy is added by one torch file, one torch-free spec and one line here.
+Nothing is imported until it is asked for, so the UI side can list choices without loading torch. The names in
+these tables are the program's own; nothing a user's file says is ever imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gpuworkbench.errors import ConfigError
+
+
+class ModelEntry(NamedTuple):
+    """Where a model family lives."""
+
+    spec: str  # torch-free: its config struct, with parameter and byte formulas
+    implementation: str  # torch: an nn.Module built from that config
+
+
+MODELS: Mapping[str, ModelEntry] = {
+    "gpt2": ModelEntry("gpuworkbench.config.families.gpt2:Gpt2Config", "gpuworkbench.models.gpt2:Gpt2"),
+}
+
+# name -> "module:function(params_by_name, OptimizerConfig) -> torch.optim.Optimizer"
+OPTIMIZERS: Mapping[str, str] = {
+    "adamw": "gpuworkbench.training.optim:build_adamw",
+}
+
+# name -> "module:function(step, ScheduleConfig, max_steps) -> multiplier in [0, 1]"
+SCHEDULES: Mapping[str, str] = {
+    "constant": "gpuworkbench.training.lr_schedule:constant",
+    "cosine": "gpuworkbench.training.lr_schedule:cosine",
+    "linear": "gpuworkbench.training.lr_schedule:linear",
+    "warmup_stable_decay": "gpuworkbench.training.lr_schedule:warmup_stable_decay",
+}
+
+# memory key -> "module:Strategy class with apply(model)"
+MEMORY_STRATEGIES: Mapping[str, str] = {
+    "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
+}
+
+
+def load(target: str) -> Any:
+    """Import `module:object` and return the object."""
+    module_name, _, object_name = target.partition(":")
+    return getattr(importlib.import_module(module_name), object_name)
+
+
+def nearest(name: str, known: Mapping[str, object] | list[str]) -> str | None:
+    """The known name most like `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def lookup(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """`table[name]`; ConfigError naming the config `key`, the nearest name and the choices."""
+    if name in table:
+        return table[name]
+    close = nearest(name, table)
+    suggestion = f"did you mean {close!r}? " if close else ""
+    raise ConfigError(f"{key} = {name!r} is not known", f"{suggestion}choices: {', '.join(sorted(table))}")
