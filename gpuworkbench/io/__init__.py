@@ -1,6 +1,5 @@
 """The one file layer: everything that must survive a crash is written through here."""
 
-from gpuworkbench.io.files import REAL_FILES, Files
 from gpuworkbench.io.atomic import (
     append_line,
     atomic_write_bytes,
@@ -8,6 +7,7 @@ from gpuworkbench.io.atomic import (
     commit_directory,
     sha256_of_file,
 )
+from gpuworkbench.io.files import REAL_FILES, Files
 
 __all__ = [
     "REAL_FILES",
