@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 NOT_AVAILABLE = "n/a"
 KIB = 1024
 MIB = 1024**2
@@ -25,7 +27,7 @@ def format_bytes(num_bytes: float | None) -> str:
 
 def format_duration(seconds: float | None) -> str:
     """`3725` -> `1 h 02 min`; `75` -> `1 min 15 s`; `0.25` -> `0.25 s`; `None` -> `n/a`."""
-    if seconds is None or seconds != seconds or seconds == float("inf"):
+    if seconds is None or not math.isfinite(seconds):
         return NOT_AVAILABLE
     if seconds < 10:
         return f"{seconds:.2f} s"

@@ -6,7 +6,9 @@ it and stores the choice in run.toml, so that a resume never has to choose again
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Struct, field
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     ModelConfig = Gpt2Config
 else:
     # One struct a family, told apart by `model.family`; the registry is the list.
-    ModelConfig = Union[tuple(registry.load(entry.spec) for entry in registry.MODELS.values())]
+    ModelConfig = reduce(or_, (registry.load(entry.spec) for entry in registry.MODELS.values()))
 
 SCHEMA_VERSION = 1
 
@@ -32,12 +34,8 @@ class CardConfig(Section, frozen=True, kw_only=True):
     """The card a preset is meant for."""
 
     name: Annotated[str, doc("the card in words, as shown in lists")]
-    compute_capability: Annotated[
-        str, doc("lowest CUDA compute capability, as major.minor", pattern=r"^\d{1,2}\.\d$")
-    ]
-    memory_gib: Annotated[
-        float, doc("device memory the preset needs, in GiB as the driver reports it", gt=0.0)
-    ]
+    compute_capability: Annotated[str, doc("lowest CUDA compute capability, as major.minor", pattern=r"^\d{1,2}\.\d$")]
+    memory_gib: Annotated[float, doc("device memory the preset needs, in GiB as the driver reports it", gt=0.0)]
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
@@ -46,56 +44,38 @@ class DataConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str, doc("stdlib, synthetic, fineweb10B, or a path: text file, JSONL file, folder, token shard .bin")
     ] = "stdlib"
-    tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = (
-        "bpe-8192"
-    )
+    tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
     seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=2**63 - 1)] = 0
     val_fraction: Annotated[
         float,
         doc("share of the documents held out for validation, where the source has no split", gt=0.0, lt=0.5),
     ] = 0.05
-    synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = (
-        1_000_000
-    )
+    synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = 1_000_000
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
     """The loop: how much per step, how many steps, how exactly."""
 
     seq_len: (
-        Annotated[int, doc("tokens per training sequence; default and upper bound: model.seq_len", ge=1)]
-        | None
+        Annotated[int, doc("tokens per training sequence; default and upper bound: model.seq_len", ge=1)] | None
     ) = None
     micro_batch_size: Annotated[int, doc("sequences per forward and backward pass", ge=1)] = 8
-    grad_accum_steps: Annotated[
-        int, doc("micro-batches per optimizer step; gradients are averaged", ge=1)
-    ] = 1
+    grad_accum_steps: Annotated[int, doc("micro-batches per optimizer step; gradients are averaged", ge=1)] = 1
     max_steps: Annotated[int, doc("total optimizer steps of the run", ge=1, le=10**9)] | None = None
     max_epochs: (
-        Annotated[float, doc("passes over the training tokens, as an alternative to max_steps", gt=0.0)]
-        | None
+        Annotated[float, doc("passes over the training tokens, as an alternative to max_steps", gt=0.0)] | None
     ) = None
     seed: Annotated[int, doc("seed of the initial weights and of dropout", ge=0, le=2**63 - 1)] = 1337
-    grad_clip_norm: Annotated[
-        float, doc("global gradient norm is clipped to this; 0 turns clipping off", ge=0.0)
-    ] = 1.0
-    log_interval_steps: Annotated[
-        int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1)
-    ] = 1
+    grad_clip_norm: Annotated[float, doc("global gradient norm is clipped to this; 0 turns clipping off", ge=0.0)] = 1.0
+    log_interval_steps: Annotated[int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1)] = 1
     mode: (
-        Annotated[
-            Literal["exact", "fast"], doc("exact: resume is bit-identical; fast: fastest kernels. CPU: exact")
-        ]
+        Annotated[Literal["exact", "fast"], doc("exact: resume is bit-identical; fast: fastest kernels. CPU: exact")]
         | None
     ) = None
-    threads: (
-        Annotated[int, doc("CPU threads of the trainer; default: the physical cores", ge=1, le=4096)] | None
-    ) = None
+    threads: Annotated[int, doc("CPU threads of the trainer; default: the physical cores", ge=1, le=4096)] | None = None
     on_nonfinite: Annotated[
         Literal["stop", "rollback"],
-        doc(
-            "a NaN or Inf loss or gradient: stop the run, or go back to the last checkpoint and skip that data"
-        ),
+        doc("a NaN or Inf loss or gradient: stop the run, or go back to the last checkpoint and skip that data"),
     ] = "stop"
 
 
@@ -114,13 +94,9 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """The learning rate over the run, as a multiple of optimizer.lr."""
 
     name: Annotated[str, doc("constant, cosine, linear or warmup_stable_decay")] = "cosine"
-    warmup_steps: Annotated[
-        int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0)
-    ] = 0
+    warmup_steps: Annotated[int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0)] = 0
     warmdown_steps: Annotated[int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0)] = 0
-    min_lr_fraction: Annotated[
-        float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)
-    ] = 0.0
+    min_lr_fraction: Annotated[float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)] = 0.0
 
 
 class MemoryConfig(Section, frozen=True, kw_only=True):
@@ -128,32 +104,26 @@ class MemoryConfig(Section, frozen=True, kw_only=True):
 
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        doc(
-            "autocast type of the matrix products; auto: bf16 on a card that has it, fp16 before, fp32 on CPU"
-        ),
+        doc("autocast type of the matrix products; auto: bf16 on a card that has it, fp16 before, fp32 on CPU"),
     ] = "auto"
     chunked_cross_entropy: Annotated[
         bool, doc("compute head and loss in chunks of rows, so that the logits never exist as a whole")
     ] = False
-    cross_entropy_chunk_rows: Annotated[
-        int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1)
-    ] = 1024
+    cross_entropy_chunk_rows: Annotated[int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1)] = 1024
 
 
 class HybridConfig(Section, frozen=True, kw_only=True):
     """Phases of the hybrid trainer."""
 
-    enabled: Annotated[
-        bool, doc("alternate training with predicted progress; false: every step is a full step")
-    ] = False
+    enabled: Annotated[bool, doc("alternate training with predicted progress; false: every step is a full step")] = (
+        False
+    )
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):
     """When state is saved, and how much of it is kept. The last step is always saved."""
 
-    interval_steps: Annotated[
-        int, doc("steps between checkpoints; 0: only at the end or when stopped", ge=0)
-    ] = 100
+    interval_steps: Annotated[int, doc("steps between checkpoints; 0: only at the end or when stopped", ge=0)] = 100
     keep_last: Annotated[int, doc("how many of the newest checkpoints are kept", ge=2, le=10_000)] = 2
     keep_best: Annotated[bool, doc("also keep the checkpoint with the lowest validation loss")] = True
 
@@ -162,9 +132,7 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     """Validation during the run."""
 
     interval_steps: Annotated[int, doc("steps between validations; 0 turns them off", ge=0)] = 100
-    tokens: Annotated[int, doc("validation tokens per validation; a multiple of batch x seq_len", ge=1)] = (
-        32_768
-    )
+    tokens: Annotated[int, doc("validation tokens per validation; a multiple of batch x seq_len", ge=1)] = 32_768
     micro_batch_size: (
         Annotated[int, doc("sequences per validation batch; default: train.micro_batch_size", ge=1)] | None
     ) = None
@@ -184,9 +152,7 @@ class SampleConfig(Section, frozen=True, kw_only=True):
 class EarlyStoppingConfig(Section, frozen=True, kw_only=True):
     """Ends a run whose validation loss no longer falls."""
 
-    patience: Annotated[
-        int, doc("validations without improvement before the run completes; 0: never", ge=0)
-    ] = 0
+    patience: Annotated[int, doc("validations without improvement before the run completes; 0: never", ge=0)] = 0
     min_delta: Annotated[
         float, doc("a lower validation loss counts when it is lower by more than this (nats)", ge=0.0)
     ] = 0.0
@@ -195,18 +161,10 @@ class EarlyStoppingConfig(Section, frozen=True, kw_only=True):
 class DeviceConfig(Section, frozen=True, kw_only=True):
     """Where the run computes."""
 
-    kind: Annotated[
-        Literal["auto", "cuda", "cpu"], doc("auto takes the card the preset is for, else refuses")
-    ] = "auto"
-    index: (
-        Annotated[int, doc("which CUDA device, counted as CUDA_VISIBLE_DEVICES leaves them", ge=0)] | None
-    ) = None
-    uuid: (
-        Annotated[str, doc("the card chosen when the run was created (stored, seldom set by hand)")] | None
-    ) = None
-    memory_limit_gib: (
-        Annotated[float, doc("caps the CUDA allocator: a simulated smaller card", gt=0.0)] | None
-    ) = None
+    kind: Annotated[Literal["auto", "cuda", "cpu"], doc("auto takes the card the preset is for, else refuses")] = "auto"
+    index: Annotated[int, doc("which CUDA device, counted as CUDA_VISIBLE_DEVICES leaves them", ge=0)] | None = None
+    uuid: Annotated[str, doc("the card chosen when the run was created (stored, seldom set by hand)")] | None = None
+    memory_limit_gib: Annotated[float, doc("caps the CUDA allocator: a simulated smaller card", gt=0.0)] | None = None
     compile: Annotated[
         Literal["off", "default", "max-autotune-no-cudagraphs"],
         doc("torch.compile of the model, and its mode"),

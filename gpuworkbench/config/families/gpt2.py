@@ -11,24 +11,20 @@ from gpuworkbench.config.fields import doc
 VOCAB_MULTIPLE = 64
 
 
-class Gpt2Config(
-    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="family", tag="gpt2"
-):
+class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="family", tag="gpt2"):
     """Pre-norm decoder with learned positions, causal attention, a 4x GELU MLP and a head tied to the embedding."""
 
     n_layer: Annotated[int, doc("number of transformer blocks", ge=1, le=1024)] = 12
     n_head: Annotated[int, doc("attention heads per block; must divide n_embd", ge=1, le=1024)] = 12
     n_embd: Annotated[int, doc("width of the residual stream (channels)", ge=1, le=65_536)] = 768
-    seq_len: Annotated[
-        int, doc("positions the model has: the longest context, in tokens", ge=1, le=1_048_576)
-    ] = 1024
+    seq_len: Annotated[int, doc("positions the model has: the longest context, in tokens", ge=1, le=1_048_576)] = 1024
     vocab_size: Annotated[
         int,
         doc("tokens in the vocabulary; 0 takes the tokenizer's (padded to a multiple of 64 inside)", ge=0),
     ] = 0
-    dropout: Annotated[
-        float, doc("dropout on embeddings, attention and residuals while training", ge=0.0, lt=1.0)
-    ] = 0.0
+    dropout: Annotated[float, doc("dropout on embeddings, attention and residuals while training", ge=0.0, lt=1.0)] = (
+        0.0
+    )
 
     @property
     def family(self) -> str:
