@@ -1,0 +1,125 @@
+"""Presets: TOML files, found by path or by name. The directory is the registry."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+
+from gpuworkbench import registry
+from gpuworkbench.config.loader import (
+    Override,
+    apply_overrides,
+    build,
+    environment_overrides,
+    merge,
+    twin_table,
+)
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.errors import ConfigError
+
+PRESET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+
+class Preset(NamedTuple):
+    """A preset as read: `text` verbatim (it is copied into the run), `table` parsed, `config` validated."""
+
+    name: str
+    path: Path
+    text: bytes
+    table: Mapping[str, Any]
+    config: RunConfig
+
+    @property
+    def has_cpu_twin(self) -> bool:
+        """Whether `--cpu-twin` can train it."""
+        return bool(self.config.cpu_twin)
+
+
+def user_preset_dir() -> Path:
+    """Where a person's own presets live."""
+    return Path(platformdirs.user_config_dir("gpuworkbench")) / "presets"
+
+
+def checkout_root() -> Path | None:
+    """The source checkout this package runs from, or None when it is installed from a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() and (root / "presets").is_dir() else None
+
+
+def preset_dirs() -> list[Path]:
+    """Directories searched for a preset name, first match wins."""
+    checkout = checkout_root()
+    shipped = checkout / "presets" if checkout else Path(__file__).resolve().parents[1] / "presets"
+    return [user_preset_dir(), shipped]
+
+
+def iter_preset_paths(directories: Iterable[Path] | None = None) -> Iterator[Path]:
+    """Every preset file by name; a user's preset hides a shipped one of the same name."""
+    seen: set[str] = set()
+    for directory in directories if directories is not None else preset_dirs():
+        try:
+            entries = sorted(directory.glob("*.toml"))
+        except OSError:
+            continue
+        for path in entries:
+            if path.stem not in seen and PRESET_NAME.match(path.stem):
+                seen.add(path.stem)
+                yield path
+
+
+def find_preset(name_or_path: str) -> Path:
+    """The file of a preset given by path (has a '/' or ends in .toml) or by name. Raises ConfigError."""
+    if not name_or_path.strip():
+        raise ConfigError("the preset's name is empty", "`gpuworkbench presets` lists the names")
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        path = Path(name_or_path).expanduser()
+        if not os.path.lexists(path):
+            raise ConfigError(f"{name_or_path}: no such preset file", "`gpuworkbench presets` lists the names")
+        return path
+    by_name = {path.stem: path for path in iter_preset_paths()}
+    if name_or_path in by_name:
+        return by_name[name_or_path]
+    close = registry.nearest(name_or_path, list(by_name))
+    suggestion = f"did you mean {close!r}?" if close else "`gpuworkbench presets` lists the names"
+    raise ConfigError(f"no preset is called {name_or_path!r}", suggestion)
+
+
+def load_preset(name_or_path: str) -> Preset:
+    """Read, parse and validate a preset. Raises ConfigError."""
+    path = find_preset(name_or_path)
+    text = read_regular_file(path)
+    name = path.stem
+    if not PRESET_NAME.match(name):
+        raise ConfigError(f"{path}: {name!r} is no preset name", "use letters, digits, '_', '-' and '.'")
+    table = {**parse_toml(text, str(path)), "preset": name}
+    return Preset(name, path, text, table, build(table, str(path)))
+
+
+def configure(
+    preset: Preset,
+    *,
+    sets: Iterable[Override] = (),
+    environ: Mapping[str, str] | None = None,
+    cpu_twin: bool = False,
+    steps: int | None = None,
+) -> RunConfig:
+    """The preset with its overrides applied and validated. Raises ConfigError.
+
+    `steps` is `--steps N`; `environ` defaults to nothing (callers pass os.environ).
+    """
+    overrides = [*environment_overrides(environ or {}), *sets]
+    if steps is not None:
+        overrides.append(Override("train.max_steps", steps, "--steps"))
+    where = str(preset.path)
+    table = twin_table(preset.table, where) if cpu_twin else merge(preset.table, {})
+    if overrides:
+        where = f"{preset.name} with {', '.join(dict.fromkeys(f'{o.where} {o.key}' for o in overrides))}"
+    table = apply_overrides(table, overrides)
+    table.pop("cpu_twin", None)
+    return build(table, where)
