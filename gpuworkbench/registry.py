@@ -26,7 +26,7 @@ MODELS: Mapping[str, ModelEntry] = {
     "gpt2": ModelEntry("gpuworkbench.config.families.gpt2:Gpt2Config", "gpuworkbench.models.gpt2:Gpt2"),
 }
 
-# name -> "module:function(params_by_name, OptimizerConfig) -> torch.optim.Optimizer"
+# name -> "module:function(params_by_name, OptimizerConfig, device) -> torch.optim.Optimizer"
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "gpuworkbench.training.optim:build_adamw",
 }

@@ -46,6 +46,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     ] = "stdlib"
     tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
     seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=2**63 - 1)] = 0
+    sha256: Annotated[str, doc("identity of the prepared tokens (stored, never set by hand)")] | None = None
     val_fraction: Annotated[
         float,
         doc("share of the documents held out for validation, where the source has no split", gt=0.0, lt=0.5),
@@ -191,6 +192,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     sample: SampleConfig = SampleConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     device: DeviceConfig = DeviceConfig()
+    forked_from: Annotated[str, doc("run and step this run was forked from (stored, never set by hand)")] = ""
     cpu_twin: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

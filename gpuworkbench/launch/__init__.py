@@ -1,0 +1,1 @@
+"""From a request to a trainer process: create, resume, fork, spawn, signal. No torch."""

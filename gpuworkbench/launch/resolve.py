@@ -1,0 +1,68 @@
+"""Everything a config leaves open is decided once, when the run is created, and stored."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import msgspec
+
+from gpuworkbench.config.schema import DataConfig, RunConfig
+from gpuworkbench.data import PreparedData
+from gpuworkbench.gpu.fit import DeviceChoice
+from gpuworkbench.gpu.host import physical_cores
+
+BF16_CAPABILITY = (8, 0)
+
+
+def resolve(config: RunConfig, data: PreparedData, choice: DeviceChoice) -> RunConfig:
+    """The config with every "chosen at creation" key filled in; what a trainer reads from run.toml."""
+    replace = msgspec.structs.replace
+    vocab_size = config.model.vocab_size or data.vocab_size
+    train = replace(
+        config.train,
+        seq_len=config.train_seq_len,
+        max_steps=resolve_steps(config, data.n_train_tokens),
+        mode=config.train.mode or ("exact" if choice.kind == "cpu" else "fast"),
+        threads=config.train.threads or physical_cores(),
+    )
+    device = replace(config.device, kind=choice.kind, index=choice.index, uuid=choice.uuid)
+    memory = replace(config.memory, precision=resolve_precision_name(config.memory.precision, choice))
+    return replace(
+        config,
+        model=replace(config.model, vocab_size=vocab_size),
+        data=replace(absolute_source(config.data), sha256=data.sha256),
+        train=train,
+        memory=memory,
+        device=device,
+        cpu_twin={},
+    )
+
+
+def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:
+    """Total optimizer steps: the smaller of train.max_steps and what train.max_epochs amounts to."""
+    limits = [config.train.max_steps] if config.train.max_steps is not None else []
+    if config.train.max_epochs is not None:
+        limits.append(max(1, math.ceil(config.train.max_epochs * n_train_tokens / config.tokens_per_step)))
+    return min(limits)
+
+
+def resolve_precision_name(precision: str, choice: DeviceChoice) -> str:
+    """`auto` as fp32 on CPU, bf16 from compute capability 8.0 on, fp16 before (Turing only emulates bf16)."""
+    if precision != "auto":
+        return precision
+    if choice.kind == "cpu":
+        return "fp32"
+    capability = choice.card.compute_capability if choice.card else None
+    if capability is None:
+        return "auto"
+    return "bf16" if tuple(capability) >= BF16_CAPABILITY else "fp16"
+
+
+def absolute_source(data: DataConfig) -> DataConfig:
+    """A path source as an absolute path, so that a resume from another directory finds it."""
+    looks_like_path = "/" in data.source or Path(data.source).expanduser().exists()
+    if not looks_like_path:
+        return data
+    return msgspec.structs.replace(data, source=os.path.abspath(os.path.expanduser(data.source)))

@@ -1,0 +1,43 @@
+"""Batches as tensors on the device. The order is `gpuworkbench.data.order`'s; nothing here has state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from gpuworkbench.data import TokenArray
+from gpuworkbench.data.order import SampleOrder, batch, validation_batch
+
+
+class TrainBatches:
+    """Training batches as a pure function of the number of sequences consumed before them."""
+
+    def __init__(self, tokens: TokenArray, seq_len: int, seed: int, batch_size: int, device: torch.device) -> None:
+        self.tokens = tokens
+        self.order = SampleOrder(len(tokens), seq_len, seed)
+        self.batch_size = batch_size
+        self.device = device
+
+    def at(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets (B, T) int64 of the `batch_size` sequences from `position` on."""
+        x, y = batch(self.tokens, self.order, position, self.batch_size)
+        return to_device(x, self.device), to_device(y, self.device)
+
+
+def validation_batches(
+    tokens: TokenArray, seq_len: int, batch_size: int, n_batches: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same `n_batches` contiguous batches (B, T) at every validation."""
+    for index in range(n_batches):
+        x, y = validation_batch(tokens, seq_len, index, batch_size)
+        yield to_device(x, device), to_device(y, device)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A numpy batch as a tensor; to CUDA through pinned memory without a sync."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

@@ -1,0 +1,258 @@
+"""The training loop, top to bottom.
+
+One optimizer step: learning rate, `grad_accum_steps` micro-batches forward and backward, clip, update. Between
+steps: control commands, validation, samples, checkpoints. Nothing here waits for the card outside logging steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from gpuworkbench.errors import WorkbenchError
+from gpuworkbench.events.schema import Divergence, Eval, RunResumed, Sample
+from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.models.generate import generate
+from gpuworkbench.training.batches import validation_batches
+from gpuworkbench.training.evaluate import evaluate, note_validation, should_stop_early
+from gpuworkbench.training.lr_schedule import lr_multiplier
+from gpuworkbench.training.settings import LR_SCALE
+from gpuworkbench.training.setup import TrainingRun
+from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
+
+PHASE = "full"
+MAX_ROLLBACKS = 3
+_Item = TypeVar("_Item")
+INITIAL_LOSS_TOLERANCE = 1.0  # nats around ln V; GPT-2's initialisation lands within 0.3
+
+
+class NonfiniteError(WorkbenchError):
+    """Loss or gradient became NaN or infinite and the config says stop, or rolling back did not help."""
+
+    kind = "nonfinite"
+
+
+def train(run: TrainingRun) -> str:
+    """Train to the last step; returns why it ended.
+
+    Raises StopRequested (signal or command), NonfiniteError, torch.OutOfMemoryError.
+    """
+    progress = run.progress
+    run.model.train()
+    run.telemetry.start_window()
+    while progress.step < run.max_steps:
+        obey_controls(run)
+        lr = set_learning_rate(run, progress.step + 1)
+        loss, grad_norm = optimizer_step(run)
+
+        progress.step += 1
+        progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
+        progress.tokens_seen += run.config.tokens_per_step
+        bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE))
+        run.heartbeat.progress(progress.step)
+        if bad is not None:
+            recover(run, bad)
+            continue
+        if progress.step == 1:
+            check_initial_loss(run, loss)
+
+        reason = between_steps(run)
+        if reason is not None:
+            return reason
+    return f"reached max_steps = {run.max_steps}"
+
+
+def obey_controls(run: TrainingRun) -> None:
+    """Commands and signals; a requested checkpoint is taken here. Raises StopRequested."""
+    if run.controls is None:
+        return
+    waited_from = time.perf_counter()
+    run.controls.obey(run.progress.step)
+    if time.perf_counter() - waited_from > 0.01:
+        run.telemetry.start_window()
+    if run.checkpoint_requested:
+        run.checkpoint_requested = False
+        if settle(run):
+            save_checkpoint(run)
+
+
+def set_learning_rate(run: TrainingRun, step: int) -> float:
+    """The scheduled learning rate of `step` (1 is the first), written into the optimizer."""
+    multiplier = lr_multiplier(step, run.config.schedule, run.max_steps)
+    lr = run.config.optimizer.lr * multiplier * run.settings[LR_SCALE]
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor]:
+    """Accumulate, clip, update. Returns the mean loss and the gradient norm before clipping, both on the device."""
+    accum = run.config.train.grad_accum_steps
+    position = run.progress.sequences_seen + run.progress.skipped_sequences
+    total: torch.Tensor | None = None
+    for micro_batch in range(accum):
+        x, y = run.train_batches.at(position + micro_batch * run.config.train.micro_batch_size)
+        loss = run.forward(x, y)
+        run.scaler.scale(loss / accum if accum > 1 else loss).backward()
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    run.scaler.unscale_(run.optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.trainable, run.config.train.grad_clip_norm or math.inf)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return total / accum, grad_norm
+
+
+def between_steps(run: TrainingRun) -> str | None:
+    """Validation, sample and checkpoint that are due at this step; returns a reason to end the run, or None."""
+    step, last = run.progress.step, run.progress.step == run.max_steps
+    eval_due = due(step, run.settings["eval.interval_steps"], last) and run.n_eval_batches > 0
+    sample_due = due(step, run.settings["sample.interval_steps"], last)
+    checkpoint_due = due(step, run.settings["checkpoint.interval_steps"], False)
+    if (eval_due or sample_due or checkpoint_due) and not settle(run):
+        return None
+    is_best, reason = False, None
+    if eval_due:
+        is_best = run_validation(run)
+        if should_stop_early(run.progress, run.config.early_stopping):
+            patience = run.config.early_stopping.patience
+            reason = f"early stopping: no improvement in {patience} validations"
+    if sample_due:
+        write_sample(run)
+    if checkpoint_due or (is_best and run.config.checkpoint.keep_best):
+        save_checkpoint(run)
+    return reason
+
+
+def due(step: int, interval: float, is_last: bool) -> bool:
+    """Whether something done every `interval` steps (0: never) and at the last step is due."""
+    return interval > 0 and (step % interval == 0 or is_last)
+
+
+def run_validation(run: TrainingRun) -> bool:
+    """Evaluate, emit the event, note best and patience; returns whether it is the best so far."""
+    with outside_step_time(run):
+        batches = validation_batches(
+            run.data.tokens("val"),
+            run.config.train_seq_len,
+            run.config.eval_micro_batch_size,
+            run.n_eval_batches,
+            run.device.torch_device,
+        )
+        result = evaluate(run.forward, run.model, alive(run, batches))
+        is_best = note_validation(run.progress, result.loss, run.config.early_stopping)
+        run.events.emit(
+            Eval,
+            step=run.progress.step,
+            split="val",
+            loss=result.loss,
+            perplexity=perplexity(result.loss) if math.isfinite(result.loss) else result.loss,
+            tokens=result.tokens,
+            duration_s=result.duration_s,
+            is_best=is_best,
+        )
+    return is_best
+
+
+def write_sample(run: TrainingRun) -> None:
+    """Continue the configured prompt with the model as it is now; a generator of its own."""
+    with outside_step_time(run):
+        sample = run.config.sample
+        prompt_ids = list(run.tokenizer.encode(sample.prompt)) or [run.tokenizer.eot_id or 0]
+        ids = generate(
+            run.model,
+            prompt_ids,
+            sample.tokens,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            seed=sample.seed,
+        )
+        text = run.tokenizer.decode(list(alive(run, ids)))
+        run.progress.last_sample_step = run.progress.step
+        run.events.emit(Sample, step=run.progress.step, prompt=sample.prompt, text=text)
+
+
+def settle(run: TrainingRun) -> bool:
+    """Read scalars that are still on the card; False when one was not finite and the run was rolled back."""
+    bad = run.telemetry.flush()
+    if bad is not None:
+        recover(run, bad)
+    return bad is None
+
+
+def save_checkpoint(run: TrainingRun, *, wait: bool = False) -> None:
+    """Checkpoint this step. Call `settle` before it, so that a non-finite state is never saved."""
+    run.checkpointer.save(run.progress.step, best_step=run.progress.best_step, wait=wait)
+
+
+def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
+    """A non-finite step: go back to the last checkpoint and pass over the data since, or raise NonfiniteError."""
+    what = f"{bad.what} is {bad.value} at step {bad.step}"
+    hint = "lower optimizer.lr, or set train.on_nonfinite = rollback; the last checkpoint is intact"
+    if run.config.train.on_nonfinite == "stop":
+        raise NonfiniteError(what, hint)
+    rollbacks = run.progress.rollbacks + 1
+    if rollbacks > MAX_ROLLBACKS:
+        raise NonfiniteError(f"{what}, after {MAX_ROLLBACKS} rollbacks", hint)
+    cursor = run.progress.sequences_seen + run.progress.skipped_sequences
+    run.checkpointer.wait()
+    restored = run.checkpointer.restore()
+    if restored.step is None:
+        raise NonfiniteError(f"{what}, before the first checkpoint", hint)
+    run.progress.rollbacks = rollbacks
+    run.progress.skipped_sequences = cursor - run.progress.sequences_seen
+    run.optimizer.zero_grad(set_to_none=True)
+    run.events.emit(
+        Divergence,
+        step=bad.step,
+        level="critical",
+        signal=f"nonfinite {bad.what}",
+        value=bad.value,
+        threshold=None,
+        action=f"rollback to step {restored.step}, passing over the data since",
+    )
+    announce_rollback(run, restored.step)
+    run.telemetry.start_window()
+
+
+def announce_rollback(run: TrainingRun, from_step: int) -> None:
+    """A rollback is an attempt of its own, so that readers drop the points after `from_step`."""
+    run.events.attempt += 1
+    first = run.start_event_fields
+    run.events.emit(RunResumed, step=from_step, from_step=from_step, **first)
+
+
+def check_initial_loss(run: TrainingRun, loss: torch.Tensor) -> None:
+    """A fresh model knows nothing: its first loss must be near ln V, or something is wired wrongly."""
+    expected = math.log(run.config.model.vocab_size)
+    first = float(loss)
+    if math.isfinite(first) and abs(first - expected) > INITIAL_LOSS_TOLERANCE:
+        run.events.emit(
+            WarningEvent,
+            step=1,
+            code="initial_loss",
+            message=f"the first loss is {first:.2f}; an untrained model should start near ln V = {expected:.2f}",
+            hint="check data.tokenizer against model.vocab_size",
+        )
+
+
+def alive(run: TrainingRun, items: Iterator[_Item]) -> Iterator[_Item]:
+    """Pass `items` on, telling the heartbeat that work progresses."""
+    for item in items:
+        run.heartbeat.progress(run.progress.step)
+        yield item
+
+
+@contextmanager
+def outside_step_time(run: TrainingRun) -> Iterator[None]:
+    """What happens inside is not counted as time of a training step."""
+    try:
+        yield
+    finally:
+        run.telemetry.start_window()

@@ -1,0 +1,67 @@
+"""What may change while a run is going: a whitelist of keys, kept in the checkpoint so that a resume keeps them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.errors import ConfigError
+from gpuworkbench.training.state import Part
+
+LR_SCALE = "optimizer.lr_scale"
+INTERVALS = ("checkpoint.interval_steps", "eval.interval_steps", "sample.interval_steps")
+
+
+@dataclass
+class LiveSettings:
+    """Intervals in steps (0: off) and a factor on the scheduled learning rate."""
+
+    values: dict[str, float]
+    overridden: dict[str, float]
+
+    version = 1
+
+    @classmethod
+    def of(cls, config: RunConfig) -> LiveSettings:
+        """The configured values, nothing overridden."""
+        return cls(
+            {
+                LR_SCALE: 1.0,
+                "checkpoint.interval_steps": config.checkpoint.interval_steps,
+                "eval.interval_steps": config.eval.interval_steps,
+                "sample.interval_steps": config.sample.interval_steps,
+            },
+            {},
+        )
+
+    def __getitem__(self, key: str) -> float:
+        return self.overridden.get(key, self.values[key])
+
+    def change(self, key: str, value: Any) -> tuple[float, float]:
+        """Override `key` from now on; returns (old, new). Raises ConfigError."""
+        if key not in self.values:
+            raise ConfigError(f"{key!r} cannot change while a run is going", f"choices: {', '.join(self.values)}")
+        old = self[key]
+        self.overridden[key] = _checked(key, value)
+        return old, self.overridden[key]
+
+    def state(self) -> Part:
+        """The overrides; configured values come from the run file."""
+        return Part(values=dict(self.overridden))
+
+    def load(self, part: Part) -> None:
+        """Restore the overrides."""
+        self.overridden = {key: _checked(key, value) for key, value in part.values.items() if key in self.values}
+
+
+def _checked(key: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if key in INTERVALS:
+        if is_number and value == int(value) and value >= 0:
+            return int(value)
+        raise ConfigError(f"{key} = {value!r} is not a number of steps", "give a whole number, 0 turns it off")
+    if is_number and 0 < value <= 100:
+        return float(value)
+    raise ConfigError(f"{key} = {value!r} is not a factor", "give a number above 0 and at most 100")

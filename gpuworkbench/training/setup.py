@@ -1,0 +1,161 @@
+"""Builds everything a training run consists of, from its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpuworkbench import registry
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.data import PreparedData, check_eval_tokens
+from gpuworkbench.data.tokenizers import Tokenizer
+from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.memory.precision import Precision, autocast, resolve_precision
+from gpuworkbench.models import build_model
+from gpuworkbench.runs.heartbeat import HeartbeatWriter
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.batches import TrainBatches
+from gpuworkbench.training.checkpoint import Checkpointer
+from gpuworkbench.training.controls import Controls
+from gpuworkbench.training.device import Device, set_up_device
+from gpuworkbench.training.optim import build_optimizer
+from gpuworkbench.training.settings import LiveSettings
+from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState, Stateful
+from gpuworkbench.training.telemetry import StepTelemetry
+
+Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class TrainingRun:
+    """One run in memory. `parts` is what a checkpoint holds; everything else is derived from the config."""
+
+    paths: RunPaths
+    config: RunConfig
+    device: Device
+    precision: Precision
+    model: nn.Module
+    forward: Forward
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    data: PreparedData
+    tokenizer: Tokenizer
+    train_batches: TrainBatches
+    n_eval_batches: int
+    progress: Progress
+    settings: LiveSettings
+    parts: dict[str, Stateful]
+    events: EventWriter
+    heartbeat: HeartbeatWriter
+    checkpointer: Checkpointer
+    telemetry: StepTelemetry
+    controls: Controls | None = None
+    checkpoint_requested: bool = False
+    start_event_fields: dict[str, Any] = field(default_factory=dict)
+    notices: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def max_steps(self) -> int:
+        """Total optimizer steps; the launcher resolved it."""
+        assert self.config.train.max_steps is not None
+        return self.config.train.max_steps
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters the optimizer moves, each once."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def build_run(
+    paths: RunPaths, config: RunConfig, data: PreparedData, events: EventWriter, heartbeat: HeartbeatWriter
+) -> TrainingRun:
+    """Model, optimizer, data and checkpointer of a run, freshly initialised. Raises WorkbenchErrors."""
+    device = set_up_device(config)
+    precision = resolve_precision(config.memory.precision, device.torch_device)
+    model = build_model(config.model, seed=config.train.seed).to(device.torch_device)
+    torch.manual_seed(config.train.seed)
+    apply_memory_strategies(model, config)
+    optimizer = build_optimizer(model, config.optimizer, device.torch_device)
+    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=precision.needs_scaler)
+    progress = Progress()
+    settings = LiveSettings.of(config)
+    parts: dict[str, Stateful] = {
+        "model": ModelState(model),
+        "optimizer": OptimizerState(model, optimizer),
+        "rng": RngState(device.torch_device),
+        "scaler": ScalerState(scaler),
+        "progress": progress,
+        "settings": settings,
+    }
+    n_eval_batches, notices = _eval_batches(config, data)
+    return TrainingRun(
+        paths=paths,
+        config=config,
+        device=device,
+        precision=precision,
+        model=model,
+        forward=make_forward(model, config, precision, device.torch_device),
+        optimizer=optimizer,
+        scaler=scaler,
+        data=data,
+        tokenizer=data.tokenizer(),
+        train_batches=TrainBatches(
+            data.tokens("train"),
+            config.train_seq_len,
+            config.data.seed,
+            config.train.micro_batch_size,
+            device.torch_device,
+        ),
+        n_eval_batches=n_eval_batches,
+        progress=progress,
+        settings=settings,
+        parts=parts,
+        events=events,
+        heartbeat=heartbeat,
+        checkpointer=Checkpointer(
+            paths, parts, events, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+        ),
+        telemetry=StepTelemetry(
+            events,
+            device,
+            precision=precision.name,
+            tokens_per_step=config.tokens_per_step,
+            effective_batch_size=config.train.micro_batch_size * config.train.grad_accum_steps,
+            grad_accum_steps=config.train.grad_accum_steps,
+            interval_steps=config.train.log_interval_steps,
+            scaler_skips_inf=precision.needs_scaler,
+        ),
+        notices=[*(("data", text) for text in data.warnings), *notices],
+    )
+
+
+def apply_memory_strategies(model: nn.Module, config: RunConfig) -> None:
+    """Apply each strategy of the registry whose key is switched on."""
+    for key, target in registry.MEMORY_STRATEGIES.items():
+        if getattr(config.memory, key):
+            registry.load(target).from_config(config.memory).apply(model)
+
+
+def make_forward(model: nn.Module, config: RunConfig, precision: Precision, device: torch.device) -> Forward:
+    """`(x, y) -> mean loss`, compiled where asked for, under the run's precision."""
+    network: Any = model
+    if config.device.compile != "off":
+        mode = None if config.device.compile == "default" else config.device.compile
+        network = torch.compile(model, mode=mode, dynamic=False)
+
+    def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with autocast(precision, device):
+            return network(x, y)
+
+    return forward
+
+
+def _eval_batches(config: RunConfig, data: PreparedData) -> tuple[int, list[tuple[str, str]]]:
+    if not config.eval.interval_steps:
+        return 0, []
+    n_batches, warning = check_eval_tokens(config, data.n_val_tokens)
+    return n_batches, [("data", warning)] if warning else []

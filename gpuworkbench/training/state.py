@@ -1,0 +1,168 @@
+"""Everything the loop needs to go on, as named parts that go into a checkpoint and come back bit for bit.
+
+A part holds tensors (saved as `<part>.safetensors`) and plain values (saved in state.json). What is not a part is
+not resumed; tests/training/test_state_completeness.py looks for tensors, generators and counters that no part owns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gpuworkbench.errors import CheckpointError
+from gpuworkbench.training.optim import load_optimizer_state_by_name, optimizer_state_by_name
+
+STATE_VERSION = 1
+
+
+@dataclass
+class Part:
+    """One part's content: `tensors` by name (on any device), `values` as JSON can hold them."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Stateful(Protocol):
+    """What can be saved and restored. `version` changes when the meaning of the content does."""
+
+    version: int
+
+    def state(self) -> Part:
+        """The content now; tensors are live references, copied by the caller."""
+
+    def load(self, part: Part) -> None:
+        """Restore in place. Raises CheckpointError where the content does not belong here."""
+
+
+def check_names(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """CheckpointError when two sets of names differ, naming the first of each side."""
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(set(found) - set(expected))
+    if missing or surplus:
+        raise CheckpointError(
+            f"{what} of the checkpoint do not match this run: missing {missing[:3]}, unexpected {surplus[:3]}",
+            "the checkpoint belongs to another model or version",
+        )
+
+
+class ModelState:
+    """Weights and buffers; a tied weight is stored once."""
+
+    version = 1
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def state(self) -> Part:
+        """Live tensors by name."""
+        return Part({name: tensor.detach() for name, tensor in self._named().items()})
+
+    def load(self, part: Part) -> None:
+        """Copy into the existing tensors, so that memory layout and aliases stay."""
+        named = self._named()
+        check_names("tensors", named, part.tensors)
+        with torch.no_grad():
+            for name, tensor in named.items():
+                saved = part.tensors[name]
+                if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                    raise CheckpointError(
+                        f"tensor {name}: {saved.dtype} {tuple(saved.shape)} in the checkpoint, "
+                        f"{tensor.dtype} {tuple(tensor.shape)} in the run"
+                    )
+                tensor.copy_(saved)
+
+
+class OptimizerState:
+    """The optimizer's state by parameter name."""
+
+    version = 1
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+
+    def state(self) -> Part:
+        """Live tensors, flat names."""
+        return Part(optimizer_state_by_name(self.model, self.optimizer))
+
+    def load(self, part: Part) -> None:
+        """Restore in place."""
+        load_optimizer_state_by_name(self.model, self.optimizer, part.tensors)
+
+
+class RngState:
+    """torch's global generators: CPU, and the CUDA device in use. Data order and sampling have their own."""
+
+    version = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state(self) -> Part:
+        """Generator states as byte tensors."""
+        tensors = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["cuda"] = torch.cuda.get_rng_state(self.device)
+        return Part(tensors)
+
+    def load(self, part: Part) -> None:
+        """Set the generators; a run that moves between CPU and card keeps what applies."""
+        torch.set_rng_state(part.tensors["cpu"])
+        if self.device.type == "cuda" and "cuda" in part.tensors:
+            torch.cuda.set_rng_state(part.tensors["cuda"], self.device)
+
+
+class ScalerState:
+    """The fp16 loss scaler, where there is one."""
+
+    version = 1
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler = scaler
+
+    def state(self) -> Part:
+        """Scale and growth counters; empty while the scaler is disabled."""
+        return Part(values=dict(self.scaler.state_dict()))
+
+    def load(self, part: Part) -> None:
+        """Restore the scale."""
+        if part.values:
+            self.scaler.load_state_dict(part.values)
+
+
+@dataclass
+class Progress:
+    """The counters of a run. `sequences_seen` is the data cursor: order is a pure function of it."""
+
+    step: int = 0
+    sequences_seen: int = 0
+    tokens_seen: int = 0
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evals_without_improvement: int = 0
+    last_eval_step: int = 0
+    last_sample_step: int = 0
+    rollbacks: int = 0
+    skipped_sequences: int = 0
+    precision_switches: int = 0
+    trained_s: float = 0.0
+
+    version = 1
+
+    def state(self) -> Part:
+        """Every counter by name."""
+        return Part(values={name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def load(self, part: Part) -> None:
+        """Restore every counter."""
+        check_names("counters", self.__dataclass_fields__, part.values)
+        for name, value in part.values.items():
+            setattr(self, name, value)

@@ -1,0 +1,145 @@
+"""What the loop measures becomes events here. On CUDA the scalars stay on the card until a logging step."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from gpuworkbench.events.schema import Memory, Step
+from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.training.device import Device
+
+MEMORY_INTERVAL_S = 1.0
+MAX_EXPONENT = 700.0  # exp of more is not a float
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is no float."""
+    return math.exp(loss) if loss < MAX_EXPONENT else math.inf
+
+
+class Pending(NamedTuple):
+    """One step whose scalars may still be on the card."""
+
+    step: int
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    lr: float
+    tokens_seen: int
+    phase: str
+
+
+class NonfiniteStep(NamedTuple):
+    """The first step whose loss or gradient norm was NaN or infinite."""
+
+    step: int
+    what: str
+    value: float
+
+
+class StepTelemetry:
+    """Turns finished steps into `step` events, in order, and samples memory about once a second.
+
+    Clocks here feed the screen only; no decision of the run depends on them.
+    """
+
+    def __init__(
+        self,
+        events: EventWriter,
+        device: Device,
+        *,
+        precision: str,
+        tokens_per_step: int,
+        effective_batch_size: int,
+        grad_accum_steps: int,
+        interval_steps: int,
+        scaler_skips_inf: bool,
+    ) -> None:
+        self.events = events
+        self.device = device
+        self.precision = precision
+        self.precision_switches = 0
+        self.tokens_per_step = tokens_per_step
+        self.effective_batch_size = effective_batch_size
+        self.grad_accum_steps = grad_accum_steps
+        self.interval_steps = interval_steps if device.torch_device.type == "cuda" else 1
+        self.scaler_skips_inf = scaler_skips_inf
+        self._pending: list[Pending] = []
+        self._window_started_s = time.perf_counter()
+        self._memory_sampled_s = -math.inf
+        self._process = psutil.Process()
+
+    def start_window(self) -> None:
+        """Start timing anew: what happened since the last step (validation, a pause) is not step time."""
+        self._window_started_s = time.perf_counter()
+
+    def record(self, pending: Pending) -> NonfiniteStep | None:
+        """Take one step; flushes on logging steps. Returns what `flush` returns."""
+        self._pending.append(pending)
+        if len(self._pending) >= self.interval_steps:
+            return self.flush()
+        return None
+
+    def flush(self) -> NonfiniteStep | None:
+        """Read the scalars (one host-device sync), emit the events, report the first non-finite step."""
+        if not self._pending:
+            return None
+        scalars = torch.stack([torch.stack((p.loss.float(), p.grad_norm.float())) for p in self._pending]).tolist()
+        now = time.perf_counter()
+        step_time_s = (now - self._window_started_s) / len(self._pending)
+        self._window_started_s = now
+        bad: NonfiniteStep | None = None
+        for pending, (loss, grad_norm) in zip(self._pending, scalars, strict=True):
+            self._emit(pending, loss, grad_norm, step_time_s)
+            if bad is None and not math.isfinite(loss):
+                bad = NonfiniteStep(pending.step, "loss", loss)
+            elif bad is None and not math.isfinite(grad_norm) and not self.scaler_skips_inf:
+                bad = NonfiniteStep(pending.step, "gradient norm", grad_norm)
+        self._pending.clear()
+        if now - self._memory_sampled_s >= MEMORY_INTERVAL_S:
+            self._memory_sampled_s = now
+            self.sample_memory(pending.step)
+        return bad
+
+    def sample_memory(self, step: int) -> None:
+        """Emit a `memory` event: the allocator's view on CUDA, the process's on the host."""
+        peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        rss = self._process.memory_info().rss
+        if self.device.torch_device.type != "cuda":
+            self.events.emit(Memory, step=step, host_rss_bytes=rss, host_peak_rss_bytes=peak_rss)
+            return
+        cuda = torch.cuda
+        self.events.emit(
+            Memory,
+            step=step,
+            host_rss_bytes=rss,
+            host_peak_rss_bytes=peak_rss,
+            allocated_bytes=cuda.memory_allocated(),
+            reserved_bytes=cuda.memory_reserved(),
+            peak_allocated_bytes=cuda.max_memory_allocated(),
+            limit_bytes=self.device.limit_bytes,
+        )
+
+    def _emit(self, pending: Pending, loss: float, grad_norm: float, step_time_s: float) -> None:
+        self.events.emit(
+            Step,
+            step=pending.step,
+            phase=pending.phase,
+            loss=loss,
+            perplexity=perplexity(loss) if math.isfinite(loss) else loss,
+            grad_norm=grad_norm,
+            lr=pending.lr,
+            tokens_seen=pending.tokens_seen,
+            tokens_per_s=self.tokens_per_step / step_time_s if step_time_s > 0 else None,
+            step_time_s=step_time_s,
+            precision=self.precision,
+            precision_switches=self.precision_switches,
+            effective_batch_size=self.effective_batch_size,
+            micro_batch_index=self.grad_accum_steps,
+            grad_accum_steps=self.grad_accum_steps,
+        )
