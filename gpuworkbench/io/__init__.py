@@ -5,9 +5,13 @@ from gpuworkbench.io.atomic import (
     atomic_write_bytes,
     atomic_write_json,
     commit_directory,
+    discard_directory,
+    discard_leftovers,
     sha256_of_file,
+    write_durable,
 )
 from gpuworkbench.io.files import REAL_FILES, Files
+from gpuworkbench.io.reading import read_from, read_regular_file, read_tail
 
 __all__ = [
     "REAL_FILES",
@@ -16,5 +20,11 @@ __all__ = [
     "atomic_write_bytes",
     "atomic_write_json",
     "commit_directory",
+    "discard_directory",
+    "discard_leftovers",
+    "read_from",
+    "read_regular_file",
+    "read_tail",
     "sha256_of_file",
+    "write_durable",
 ]

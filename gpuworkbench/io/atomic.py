@@ -39,7 +39,8 @@ def atomic_write_bytes(path: Path, data: bytes, files: Files = REAL_FILES, *, du
     """Replace `path` by `data`: readers see the old content or the new, never a part.
 
     `durable=False` skips the fsyncs, for what need not outlive a power cut (the heartbeat).
-    Raises OSError; the temporary file is removed and the old content stays.
+    Raises OSError. Before the rename the temporary file is removed and the old content stays; where only the last
+    fsync (of the directory) fails, the new content is visible but may be lost with the power.
     """
     temporary = temporary_path(path)
     try:
@@ -53,7 +54,7 @@ def atomic_write_bytes(path: Path, data: bytes, files: Files = REAL_FILES, *, du
                 files.close(fd)
         files.rename(temporary, path)
     except BaseException:
-        _unlink_quietly(temporary)
+        _unlink_quietly(temporary, files)
         raise
     if durable:
         files.fsync_directory(path.parent)
@@ -83,6 +84,24 @@ def discard_directory(path: Path, files: Files = REAL_FILES) -> None:
         return
 
 
+def discard_leftovers(parent: Path, files: Files = REAL_FILES) -> int:
+    """Remove the temporary files and directories that killed processes left in `parent`; returns how many went.
+
+    Only for the owner of `parent` (the holder of the run's lock): a living writer's temporary would go too.
+    """
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(TEMPORARY_PREFIX)]
+    except OSError:
+        return 0
+    for name in names:
+        path = parent / name
+        if path.is_dir() and not path.is_symlink():
+            discard_directory(path, files)
+        else:
+            _unlink_quietly(path, files)
+    return sum(not os.path.lexists(parent / name) for name in names)
+
+
 def append_line(files: Files, fd: int, line: bytes) -> None:
     """Append one line with one write(2) where the kernel takes it whole, the rest in further ones."""
     write_all(files, fd, line)
@@ -94,8 +113,8 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _unlink_quietly(path: Path) -> None:
+def _unlink_quietly(path: Path, files: Files) -> None:
     try:
-        os.unlink(path)
+        files.unlink(path)
     except OSError:
         return

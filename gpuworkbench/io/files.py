@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -34,10 +35,13 @@ class Files:
         os.close(fd)
 
     def fsync_directory(self, path: Path) -> None:
-        """Make the names in directory `path` durable."""
+        """Make the names in directory `path` durable, where the file system can (9p and some others cannot)."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.fsync(fd)
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
         finally:
             os.close(fd)
 
@@ -73,7 +77,9 @@ def write_all(files: Files, fd: int, data: bytes | memoryview) -> None:
 
 def remove_tree(files: Files, path: Path) -> None:
     """Remove a directory and what is in it, without following symlinks."""
-    for entry in os.scandir(path):
+    with os.scandir(path) as scan:
+        entries = list(scan)
+    for entry in entries:
         child = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             remove_tree(files, child)

@@ -1,0 +1,56 @@
+"""Bounded reads of files that somebody else may have put there.
+
+A run directory can be copied from anywhere: a FIFO in place of a file must not block, a symlink must not lead out
+of the directory, and a huge file must not fill the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Tail(NamedTuple):
+    """The end of a file."""
+
+    data: bytes
+    offset: int  # where `data` begins in the file, in bytes
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; returns a descriptor. Raises OSError for symlinks, FIFOs, devices, directories.
+
+    O_NONBLOCK keeps the open of a FIFO from waiting for its writer.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return fd
+
+
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """All of a regular file. Raises OSError; EFBIG where it holds more than `max_bytes`."""
+    with os.fdopen(open_regular(path), "rb") as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    return data
+
+
+def read_tail(path: Path, max_bytes: int) -> Tail:
+    """The last `max_bytes` of a regular file, or all of it. Raises OSError."""
+    with os.fdopen(open_regular(path), "rb") as stream:
+        offset = max(os.fstat(stream.fileno()).st_size - max_bytes, 0)
+        stream.seek(offset)
+        return Tail(stream.read(max_bytes), offset)
+
+
+def read_from(path: Path, offset: int, max_bytes: int) -> bytes:
+    """At most `max_bytes` from `offset` on. Raises OSError."""
+    with os.fdopen(open_regular(path), "rb") as stream:
+        stream.seek(offset)
+        return stream.read(max_bytes)

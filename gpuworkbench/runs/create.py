@@ -1,0 +1,88 @@
+"""Creation of run directories: whole or not at all, since others list the directory while it is made."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from gpuworkbench.errors import RunError
+from gpuworkbench.io import REAL_FILES, Files, commit_directory
+from gpuworkbench.io.atomic import TEMPORARY_PREFIX, discard_directory, write_durable
+from gpuworkbench.runs.lock import probe_lock
+from gpuworkbench.runs.paths import ATTEMPT_FILE_NAME, RunPaths, validate_run_id
+from gpuworkbench.runs.tail import last_attempt
+
+
+def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes, files: Files = REAL_FILES) -> RunPaths:
+    """Make `runs_dir/run_id` with its configuration, durably; it appears complete, by one rename.
+
+    Raises UsageError for an impossible id, RunError where the id is taken or the directory cannot be written.
+    """
+    paths = RunPaths(runs_dir / validate_run_id(run_id))
+    if os.path.lexists(paths.root):
+        raise _already_exists(run_id)
+    temporary = runs_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{run_id}-{secrets.token_hex(4)}"
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            _fill(RunPaths(temporary), preset_text, run_toml, files)
+            commit_directory(temporary, paths.root, files)
+        except BaseException:
+            discard_directory(temporary, files)
+            raise
+    except OSError as error:
+        if os.path.lexists(paths.root) and not os.path.lexists(temporary):
+            raise _already_exists(run_id) from None
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"the run directory {paths.root} cannot be made: {reason}", "choose another place with --runs-dir DIR"
+        ) from None
+    return paths
+
+
+def next_attempt_file(paths: RunPaths) -> Path:
+    """The `run.<attempt>.toml` that a resume with changed keys writes; its number is above every earlier attempt's."""
+    earlier = max([last_attempt(paths.events) or 1, *_attempt_files(paths)])
+    return paths.attempt_toml(earlier + 1)
+
+
+def newest_run_file(paths: RunPaths) -> Path:
+    """The configuration that holds now: the highest `run.<attempt>.toml`, else `run.toml`."""
+    attempts = _attempt_files(paths)
+    return paths.attempt_toml(max(attempts)) if attempts else paths.run_toml
+
+
+def discard_run(paths: RunPaths, files: Files = REAL_FILES) -> None:
+    """Remove a run that was refused, so that nothing of it stays behind.
+
+    It leaves the list of runs at once, by a rename. Raises RunError while a trainer holds its lock.
+    """
+    if probe_lock(paths.lock) is not None:
+        raise RunError(f"run {paths.run_id} is being trained", f"stop it first: gpuworkbench stop {paths.run_id}")
+    hidden = paths.root.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{paths.run_id}-{secrets.token_hex(4)}")
+    try:
+        files.rename(paths.root, hidden)
+    except OSError:
+        return
+    discard_directory(hidden, files)
+
+
+def _fill(paths: RunPaths, preset_text: bytes, run_toml: bytes, files: Files) -> None:
+    files.mkdir(paths.root)
+    for directory in (paths.checkpoints, paths.control, paths.samples):
+        files.mkdir(directory)
+    write_durable(paths.preset_toml, preset_text, files)
+    write_durable(paths.run_toml, run_toml, files)
+
+
+def _attempt_files(paths: RunPaths) -> list[int]:
+    try:
+        names = os.listdir(paths.root)
+    except OSError:
+        return []
+    return [int(match[1]) for name in names if (match := ATTEMPT_FILE_NAME.fullmatch(name))]
+
+
+def _already_exists(run_id: str) -> RunError:
+    return RunError(f"run {run_id} already exists", f"go on with --resume {run_id}, or choose another --run-id")
