@@ -1,4 +1,4 @@
-"""Streaming writer of the safetensors format, through the file layer, hashing while it writes.
+"""Streaming writer of the safetensors format, through the file layer.
 
 The format (huggingface/safetensors, "Format" in its README): 8 bytes little-endian header length, a JSON header
 {name: {dtype, shape, data_offsets}}, then the tensors' bytes back to back. The safetensors library reads these
@@ -8,7 +8,6 @@ the state is built in memory.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +30,6 @@ class TensorRecord(NamedTuple):
     data: memoryview
 
 
-class WrittenFile(NamedTuple):
-    """What was written: size in bytes and sha256 as hex."""
-
-    num_bytes: int
-    sha256: str
-
-
 def header_of(records: Sequence[TensorRecord]) -> bytes:
     """The length-prefixed, padded JSON header."""
     entries: dict[str, object] = {}
@@ -51,22 +43,18 @@ def header_of(records: Sequence[TensorRecord]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_safetensors(path: Path, records: Sequence[TensorRecord], files: Files = REAL_FILES) -> WrittenFile:
-    """Write and fsync a new file. Raises OSError; the caller discards the directory it was writing to."""
-    digest = hashlib.sha256()
+def write_safetensors(path: Path, records: Sequence[TensorRecord], files: Files = REAL_FILES) -> int:
+    """Write and fsync a new file; returns its size in bytes. Raises OSError: the caller discards the directory."""
     total = 0
     fd = files.open_write(path)
     try:
         for part in (memoryview(header_of(records)), *(record.data for record in records)):
-            view = part.cast("B") if part.nbytes else part
             for start in range(0, part.nbytes, _SLICE_BYTES):
-                chunk = view[start : start + _SLICE_BYTES]
-                digest.update(chunk)
-                write_all(files, fd, chunk)
+                write_all(files, fd, part[start : start + _SLICE_BYTES])
             total += part.nbytes
         files.fsync(fd)
     except BaseException:
         os.close(fd)
         raise
     files.close(fd)
-    return WrittenFile(total, digest.hexdigest())
+    return total

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -64,5 +62,5 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
 def create(request: LaunchRequest, on_progress: OnProgress | None = None) -> RunPaths:
     """Check the request and create its run directory. Raises as `check`, and RunError when the id is taken."""
     prepared = check(request, on_progress)
-    run_id = request.run_id or new_run_id(prepared.preset.name, time.time(), secrets.token_hex(2))
+    run_id = request.run_id or new_run_id(prepared.preset.name)
     return create_run(request.runs_dir, run_id, prepared.preset.text, dump_toml(prepared.config))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import msgspec
 
-from gpuworkbench.config.schema import DataConfig, RunConfig
-from gpuworkbench.data import PreparedData
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.data import PreparedData, absolute_source
 from gpuworkbench.gpu.fit import DeviceChoice
 from gpuworkbench.gpu.host import physical_cores
 
@@ -32,7 +30,7 @@ def resolve(config: RunConfig, data: PreparedData, choice: DeviceChoice) -> RunC
     return replace(
         config,
         model=replace(config.model, vocab_size=vocab_size),
-        data=replace(absolute_source(config.data), sha256=data.sha256),
+        data=replace(config.data, source=absolute_source(config.data.source), sha256=data.sha256),
         train=train,
         memory=memory,
         device=device,
@@ -58,11 +56,3 @@ def resolve_precision_name(precision: str, choice: DeviceChoice) -> str:
     if capability is None:
         return "auto"
     return "bf16" if tuple(capability) >= BF16_CAPABILITY else "fp16"
-
-
-def absolute_source(data: DataConfig) -> DataConfig:
-    """A path source as an absolute path, so that a resume from another directory finds it."""
-    looks_like_path = "/" in data.source or Path(data.source).expanduser().exists()
-    if not looks_like_path:
-        return data
-    return msgspec.structs.replace(data, source=os.path.abspath(os.path.expanduser(data.source)))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +15,9 @@ from gpuworkbench.config.loader import Override, apply_overrides, build, environ
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_regular_file
 from gpuworkbench.data import prepare
-from gpuworkbench.errors import CheckpointError, ConfigError, RunError, RunLockedError
-from gpuworkbench.events.reader import tail_events
+from gpuworkbench.errors import CheckpointError, ConfigError, RunLockedError
 from gpuworkbench.io.atomic import atomic_write_bytes
-from gpuworkbench.runs.create import create_run, newest_run_file
+from gpuworkbench.runs.create import create_run, newest_run_file, next_attempt_file
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
@@ -64,7 +61,7 @@ def resume(
     refuse_past_end(paths, new)
     run_file = None
     if changed:
-        run_file = paths.run_file(attempts(paths) + 1)
+        run_file = next_attempt_file(paths)
         atomic_write_bytes(run_file, dump_toml(new))
     return Resumption(paths, changed, run_file)
 
@@ -96,8 +93,8 @@ def fork(
         forked_from=f"{paths.root.name}@{reference.step}",
     )
     refuse_past_end(paths, new)
-    child_id = run_id or new_run_id(old.preset or "run", time.time(), secrets.token_hex(2))
-    child = create_run(runs_dir, child_id, read_regular_file(paths.preset), dump_toml(new))
+    child_id = run_id or new_run_id(old.preset)
+    child = create_run(runs_dir, child_id, read_regular_file(paths.preset_toml), dump_toml(new))
     target = child.checkpoint(reference.step)
     shutil.copytree(reference.path, target.with_name(f".tmp-{target.name}"))
     os.rename(target.with_name(f".tmp-{target.name}"), target)
@@ -149,16 +146,3 @@ def refuse_past_end(paths: RunPaths, config: RunConfig) -> None:
             f"--steps {limit}: {paths.root.name} is already at step {references[0].step}",
             "--steps is the run's total; give a larger one",
         )
-
-
-def attempts(paths: RunPaths) -> int:
-    """How many attempts the run's log holds."""
-    if not paths.events.exists():
-        return 0
-    return max((event.attempt for event in tail_events(paths.events, 64)), default=0)
-
-
-def require_events(paths: RunPaths) -> None:
-    """RunError when the run never wrote an event."""
-    if not paths.events.exists():
-        raise RunError(f"{paths.root.name} has no events yet", "it never started; `--resume` starts it")

@@ -61,6 +61,11 @@ class HeartbeatWriter:
         """The training loop got somewhere: `step` optimizer steps are done (also called within long evaluations)."""
         self._progress = (step, time.time(), time.monotonic())
 
+    @property
+    def last_step(self) -> int:
+        """The step of the last progress, 0 before any."""
+        return self._progress[0] if self._progress else 0
+
     def set_phase(self, phase: str | None) -> None:
         """What the trainer is at, in a word; PHASE_QUEUED while it waits for its card."""
         self._phase = phase

@@ -17,6 +17,7 @@ from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.lock import RunLock
 from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.tail import last_attempt
 from gpuworkbench.training.controls import Signals
 
 
@@ -40,9 +41,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _attempt(paths: RunPaths, signals: Signals) -> int:
-    from gpuworkbench.training.attempt import last_attempt, run_attempt
+    from gpuworkbench.training.attempt import run_attempt
 
-    attempt = last_attempt(paths) + 1
+    attempt = (last_attempt(paths.events) or 0) + 1
     events = EventWriter(paths.events, attempt=attempt)
     heartbeat = HeartbeatWriter(paths.heartbeat)
     heartbeat.start()

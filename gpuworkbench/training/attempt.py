@@ -15,13 +15,12 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_regular_file
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.errors import DataError, ExitCode
-from gpuworkbench.events.reader import tail_events
 from gpuworkbench.events.schema import ConfigChanged, Error, PhaseChanged, RunResumed, RunStarted
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.gpu.host import cpu_name
 from gpuworkbench.runs.create import newest_run_file
-from gpuworkbench.runs.env_record import append_env_record
+from gpuworkbench.runs.env_record import append_env
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint import Restored
@@ -37,12 +36,6 @@ class Outcome(NamedTuple):
     status: str
     exit_code: int
     reason: str
-
-
-def last_attempt(paths: RunPaths) -> int:
-    """The number of the newest attempt in the log, 0 when there is none."""
-    events = tail_events(paths.events, 64) if paths.events.exists() else []
-    return max((event.attempt for event in events), default=0)
 
 
 def load_run_config(paths: RunPaths) -> tuple[RunConfig, str]:
@@ -68,8 +61,8 @@ def run_attempt(paths: RunPaths, events: EventWriter, heartbeat: HeartbeatWriter
     """Train the run in `paths` until it ends. Raises WorkbenchErrors; the caller records them."""
     config, config_sha256 = load_run_config(paths)
     data = load_data(config)
-    if not paths.tokenizer.exists():
-        data.tokenizer().save(paths.tokenizer)
+    paths.tokenizer.mkdir(exist_ok=True)
+    data.tokenizer().save(paths.tokenizer)
     run = build_run(paths, config, data, events, heartbeat)
     restored = run.checkpointer.restore()
     announce(run, config_sha256, restored)
@@ -135,7 +128,7 @@ def announce(run: TrainingRun, config_sha256: str, restored: Restored) -> None:
         events.emit(WarningEvent, step=step, code="checkpoint_damaged", message=line, hint=hint)
     for code, message in run.notices:
         events.emit(WarningEvent, step=step, code=code, message=message)
-    append_env_record(run.paths, environment(run))
+    append_env(run.paths, events.attempt, environment(run))
     planned = run.max_steps - step
     events.emit(
         PhaseChanged,
@@ -151,10 +144,9 @@ def announce(run: TrainingRun, config_sha256: str, restored: Restored) -> None:
 def environment(run: TrainingRun) -> dict[str, Any]:
     """What this attempt runs on, for env.json."""
     return {
-        "attempt": run.events.attempt,
         "gpuworkbench": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "device": str(run.device.torch_device),
         "card": run.device.card,

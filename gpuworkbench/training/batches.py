@@ -31,7 +31,7 @@ def validation_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The same `n_batches` contiguous batches (B, T) at every validation."""
     for index in range(n_batches):
-        x, y = validation_batch(tokens, seq_len, index, batch_size)
+        x, y = validation_batch(tokens, index, batch_size, seq_len)
         yield to_device(x, device), to_device(y, device)
 
 

@@ -25,7 +25,7 @@ from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.io.atomic import commit_directory, discard_directory, temporary_path, write_durable
 from gpuworkbench.io.files import REAL_FILES, Files, remove_tree
 from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
-from gpuworkbench.runs.manifest import FileEntry, Manifest, list_checkpoints, verify_checkpoint, write_manifest
+from gpuworkbench.runs.manifest import Manifest, list_checkpoints, verify_checkpoint, write_manifest
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.state import STATE_VERSION, Part, Stateful
 
@@ -196,12 +196,9 @@ class Checkpointer:
 
     def _write_directory(self, directory: Path, snapshot: Snapshot) -> int:
         self.files.mkdir(directory)
-        entries: list[FileEntry] = []
         for part_name, tensors in snapshot.tensors.items():
             records = [_record(name, tensor) for name, tensor in tensors.items()]
-            name = f"{part_name}.safetensors"
-            written = write_safetensors(directory / name, records, self.files)
-            entries.append(FileEntry(name, written.num_bytes, written.sha256, tuple(tensors)))
+            write_safetensors(directory / f"{part_name}.safetensors", records, self.files)
         state = {
             "version": STATE_VERSION,
             "step": snapshot.step,
@@ -211,9 +208,7 @@ class Checkpointer:
         }
         data = msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n"
         write_durable(directory / STATE_FILE, data, self.files)
-        entries.append(FileEntry.of_bytes(STATE_FILE, data))
-        write_manifest(directory, Manifest(step=snapshot.step, files=tuple(entries)), self.files)
-        return sum(entry.num_bytes for entry in entries)
+        return write_manifest(directory, snapshot.step, self.files).num_bytes
 
     def _load(self, directory: Path, manifest: Manifest) -> None:
         try:
@@ -278,7 +273,7 @@ class LazyTensors(dict[str, torch.Tensor]):
 
 def _record(name: str, tensor: torch.Tensor) -> TensorRecord:
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return TensorRecord(name, _DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy()))
+    return TensorRecord(name, _DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy().data))
 
 
 def load_model_tensors(directory: Path) -> LazyTensors:

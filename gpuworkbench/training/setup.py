@@ -12,10 +12,11 @@ from torch import nn
 from gpuworkbench import registry
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, check_eval_tokens
-from gpuworkbench.data.tokenizers import Tokenizer
+from gpuworkbench.data.tokenizer import Tokenizer
 from gpuworkbench.events.writer import EventWriter
-from gpuworkbench.memory.precision import Precision, autocast, resolve_precision
+from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
 from gpuworkbench.models import build_model
+from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.batches import TrainBatches
@@ -38,7 +39,7 @@ class TrainingRun:
     config: RunConfig
     device: Device
     precision: Precision
-    model: nn.Module
+    model: LanguageModel
     forward: Forward
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -80,7 +81,7 @@ def build_run(
     torch.manual_seed(config.train.seed)
     apply_memory_strategies(model, config)
     optimizer = build_optimizer(model, config.optimizer, device.torch_device)
-    scaler = torch.amp.GradScaler(device.torch_device.type, enabled=precision.needs_scaler)
+    scaler = grad_scaler(precision, device.torch_device)
     progress = Progress()
     settings = LiveSettings.of(config)
     parts: dict[str, Stateful] = {

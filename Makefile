@@ -1,0 +1,58 @@
+# Two commands matter: `make run` trains a small model here and now, `make test` checks everything.
+# Both set up .venv first, once; nothing is downloaded twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN_ID := quickstart-$(shell date -u +%Y%m%d-%H%M%S)
+
+.PHONY: run test lint types unit install dev bench clean help
+
+help:
+	@echo "make run    set up .venv, train the quickstart preset, let it write a sample"
+	@echo "make test   set up .venv, then lint, types and all tests"
+	@echo "make lint   ruff only;  make types   mypy only;  make unit   the quick tests only"
+	@echo "make bench  the benchmarks behind the figures in README and docs (about half an hour)"
+	@echo "make clean  remove .venv and caches (never runs/)"
+
+run: install
+	$(BIN)/gpuworkbench --headless --preset quickstart --run-id $(RUN_ID)
+	$(BIN)/gpuworkbench sample $(RUN_ID) --prompt "The " --tokens 80
+
+test: dev lint types
+	$(BIN)/python -m pytest
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+unit: dev
+	$(BIN)/python -m pytest tests/unit tests/training
+
+bench: dev
+	$(BIN)/python benchmarks/event_replay.py
+	$(BIN)/python benchmarks/step_time.py
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "gpuworkbench needs Python >= 3.11; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,67 @@
+"""`gpuworkbench sample RUN --prompt TEXT`: stream text from a checkpoint, written by a subprocess."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import msgspec
+
+from gpuworkbench.commands.output import print_json
+from gpuworkbench.errors import ExitCode
+from gpuworkbench.launch.spawn import trainer_environment
+from gpuworkbench.runs.paths import runs_dir
+from gpuworkbench.runs.store import resolve_run
+from gpuworkbench.text import safe_text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the prompt and its continuation as it is written; with --json one object at the end."""
+    paths = resolve_run(runs_dir(arguments.runs_dir), arguments.run)
+    request = {
+        "run": str(paths.root),
+        "prompt": arguments.prompt,
+        "tokens": arguments.tokens,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "seed": arguments.seed,
+        "checkpoint": arguments.checkpoint,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuworkbench.tools.sample", msgspec.json.encode(request).decode()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=trainer_environment(),
+    )
+    assert process.stdout is not None
+    head: dict[str, object] = {}
+    pieces: list[str] = []
+    try:
+        for line in process.stdout:
+            message = msgspec.json.decode(line)
+            if "prompt" in message:
+                head = message
+                show(message["prompt"], arguments.json)
+            elif "text" in message:
+                pieces.append(message["text"])
+                show(message["text"], arguments.json)
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if code != ExitCode.OK:
+        return code
+    if arguments.json:
+        print_json({"run_id": paths.run_id, **head, "text": "".join(pieces)})
+    else:
+        sys.stdout.write("\n")
+    return ExitCode.OK
+
+
+def show(text: str, as_json: bool) -> None:
+    """Write a piece of text to the terminal, its control characters as glyphs."""
+    if not as_json:
+        sys.stdout.write(safe_text(text, multiline=True))
+        sys.stdout.flush()

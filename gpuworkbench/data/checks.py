@@ -1,0 +1,53 @@
+"""Does the data fit the model and the loop? Refusals name both sides."""
+
+from __future__ import annotations
+
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.data.prepared import PreparedData
+from gpuworkbench.errors import ConfigError, DataError
+
+
+def check_fits(config: RunConfig, prepared: PreparedData) -> None:
+    """DataError if the model's vocabulary is too small for the tokenizer, or there is not one training sequence."""
+    wanted = config.model.vocab_size
+    if wanted and prepared.vocab_size > wanted:
+        raise DataError(
+            f"model.vocab_size is {wanted}, the tokenizer {prepared.tokenizer_name!r} has {prepared.vocab_size} tokens",
+            "set model.vocab_size to 0 (the tokenizer's) or to at least that many",
+        )
+    needed = config.train_seq_len + 1
+    if prepared.n_train_tokens < needed:
+        raise DataError(
+            f"{prepared.description}: {prepared.n_train_tokens} training tokens, "
+            f"one sequence of train.seq_len + 1 needs {needed}",
+            "use more text or a smaller train.seq_len",
+        )
+
+
+def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | None]:
+    """Validation batches per validation, and a warning where the split is smaller than `eval.tokens`.
+
+    (0, None) where validation is off. ConfigError if `eval.tokens` does not divide by batch x seq_len; DataError if
+    the split does not hold a single batch.
+    """
+    if config.eval.interval_steps == 0:
+        return 0, None
+    size, seq_len = config.eval_micro_batch_size, config.train_seq_len
+    per_batch, wanted = size * seq_len, config.eval.tokens
+    if wanted % per_batch:
+        below, above = wanted // per_batch * per_batch, -(-wanted // per_batch) * per_batch
+        choices = f"{below} or {above}" if below else str(above)
+        raise ConfigError(
+            f"eval.tokens = {wanted} is not a multiple of {size} sequences x {seq_len} tokens = {per_batch}",
+            f"set eval.tokens to {choices}",
+        )
+    held = max(n_val_tokens - 1, 0) // per_batch  # the last target needs one token more
+    if held == 0:
+        raise DataError(
+            f"the validation split has {n_val_tokens} tokens, one batch of {size} x {seq_len} needs {per_batch + 1}",
+            "use more text, a larger data.val_fraction, a smaller eval.micro_batch_size, or eval.interval_steps=0",
+        )
+    n_batches = wanted // per_batch
+    if held >= n_batches:
+        return n_batches, None
+    return held, f"validation uses {held * per_batch} tokens, not eval.tokens = {wanted}: the split has {n_val_tokens}"

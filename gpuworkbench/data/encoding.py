@@ -1,0 +1,136 @@
+"""From documents to token shards: choose the tokenizer, sample text for a BPE, encode in batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpuworkbench.data import bpe
+from gpuworkbench.data.documents import TextCorpus
+from gpuworkbench.data.shards import ShardWriter
+from gpuworkbench.data.split import Split, Splitter
+from gpuworkbench.data.tokenizer import ByteTokenizer, Ids, Tokenizer
+from gpuworkbench.errors import DataError
+from gpuworkbench.registry import nearest
+
+Progress = Callable[[str, float | None], None]
+
+_BPE_NAME = re.compile(r"bpe-(\d{1,9})")
+_BATCH_CHARS = 4 * 1024 * 1024
+
+
+def bpe_size(name: str) -> int | None:
+    """N of `bpe-N`, None for other names. DataError for an N outside of the range."""
+    match = _BPE_NAME.fullmatch(name)
+    if match is None:
+        return None
+    size = int(match.group(1))
+    if not bpe.MIN_VOCAB_SIZE <= size <= bpe.MAX_VOCAB_SIZE:
+        raise DataError(
+            f"data.tokenizer = {name!r}: {size} is not in {bpe.MIN_VOCAB_SIZE}..{bpe.MAX_VOCAB_SIZE}",
+            "bpe-8192 is a good start",
+        )
+    return size
+
+
+def check_tokenizer_name(name: str) -> None:
+    """DataError with the choices for a name that is none of them."""
+    from gpuworkbench.data.tiktoken_names import encoding_names
+
+    if name == "byte" or bpe_size(name) is not None:
+        return
+    choices = ["byte", "bpe-8192", *encoding_names()]
+    if name not in choices:
+        close = nearest(name, choices)
+        suggestion = f"did you mean {close!r}? " if close else ""
+        raise DataError(
+            f"data.tokenizer = {name!r} is not known", f"{suggestion}choices: byte, bpe-N, {', '.join(choices[2:])}"
+        )
+
+
+def make_tokenizer(
+    name: str, corpus: TextCorpus | None, splitter: Splitter | None, on_progress: Progress
+) -> tuple[Tokenizer, tuple[str, ...]]:
+    """The tokenizer of that name and warnings about it. `bpe-N` is trained on the corpus' training split."""
+    if name == "byte":
+        return ByteTokenizer(), ()
+    size = bpe_size(name)
+    if size is None:
+        from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
+
+        on_progress(f"loading the {name} vocabulary", None)
+        return tiktoken_tokenizer(name), ()
+    if corpus is None or splitter is None:
+        raise DataError(
+            f"data.tokenizer = {name!r} cannot be trained on token shards",
+            "set data.tokenizer to the one the shards were made with, for example gpt2",
+        )
+    on_progress(f"training {name} on a sample of the text", None)
+    trained = bpe.train_bpe(sample_text(corpus, splitter), size)
+    if trained.vocab_size == size:
+        return trained, ()
+    return trained, (f"{name}: the text is too small for {size} tokens, the vocabulary has {trained.vocab_size}",)
+
+
+def sample_text(corpus: TextCorpus, splitter: Splitter, limit_bytes: int = bpe.SAMPLE_BYTES) -> Iterator[str]:
+    """About `limit_bytes` of the training split, in chunks spread evenly over the corpus."""
+    share = min(1.0, limit_bytes / max(corpus.n_bytes, 1))
+    seen = kept = 0
+    for document in corpus.documents():
+        for split, chunks in splitter.pieces(document):
+            for chunk in chunks:
+                if split != "train":
+                    continue
+                seen += len(chunk)
+                if kept < share * seen:
+                    kept += len(chunk)
+                    yield chunk
+                if kept >= limit_bytes:
+                    return
+
+
+def encode_corpus(
+    corpus: TextCorpus,
+    splitter: Splitter,
+    tokenizer: Tokenizer,
+    writers: dict[Split, ShardWriter],
+    on_progress: Progress,
+) -> int:
+    """Write every document, an end-of-text token before each (as in published shards). Returns their number."""
+    batch: list[tuple[Split, bool, str]] = []
+    n_documents = batch_chars = done_chars = 0
+    for document in corpus.documents():
+        begun = False
+        for split, chunks in splitter.pieces(document):
+            starts = True
+            for chunk in chunks:
+                if not chunk:
+                    continue
+                n_documents += not begun
+                begun = True
+                batch.append((split, starts, chunk))
+                starts = False
+                batch_chars += len(chunk)
+                if batch_chars >= _BATCH_CHARS:
+                    _write_batch(batch, tokenizer, writers)
+                    done_chars += batch_chars
+                    batch_chars = 0
+                    on_progress(f"encoding with {tokenizer.name}", min(done_chars / max(corpus.n_bytes, 1), 1.0))
+    _write_batch(batch, tokenizer, writers)
+    return n_documents
+
+
+def _write_batch(batch: list[tuple[Split, bool, str]], tokenizer: Tokenizer, writers: dict[Split, ShardWriter]) -> None:
+    """Encode the batch, append it to its splits and empty it."""
+    eot = np.array([tokenizer.eot_id], dtype=np.uint32)
+    pieces: dict[Split, list[Ids]] = {split: [] for split in writers}
+    for (split, starts, _), ids in zip(batch, tokenizer.encode_batch([text for *_, text in batch]), strict=True):
+        if starts:
+            pieces[split].append(eot)
+        pieces[split].append(ids)
+    for split, arrays in pieces.items():
+        if arrays:
+            writers[split].append(np.concatenate(arrays))
+    batch.clear()

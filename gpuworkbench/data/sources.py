@@ -1,0 +1,128 @@
+"""`data.source` -> where tokens come from: text to encode, a synthetic chain, or shards to use in place."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from gpuworkbench.config.schema import DataConfig
+from gpuworkbench.data.documents import TextCorpus, fingerprint_of
+from gpuworkbench.data.location import NAMED_SOURCES, OFFLINE_FLAGS, stat_path, unreadable
+from gpuworkbench.data.stdlib_corpus import open_stdlib
+from gpuworkbench.data.text_files import open_text
+from gpuworkbench.errors import DataError
+from gpuworkbench.registry import nearest
+
+FINEWEB = "fineweb10B"
+FINEWEB_TOKENIZER = "gpt2"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Text that is encoded into the cache."""
+
+    corpus: TextCorpus
+
+    @property
+    def fingerprint(self) -> str:
+        """The corpus'."""
+        return self.corpus.fingerprint
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """A Markov chain; `vocabulary_text` trains a `bpe-N`, which then only gives the vocabulary."""
+
+    n_tokens: int
+    vocabulary_text: TextCorpus
+
+    @property
+    def fingerprint(self) -> str:
+        """Its length."""
+        return fingerprint_of("synthetic", self.n_tokens, self.vocabulary_text.fingerprint)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Token shards, used where they lie. Without validation shards the end of the last one is held out."""
+
+    name: str
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Paths, sizes and modification times."""
+        parts = []
+        for path in (*self.train, *self.val):
+            info = stat_path(path)
+            parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}")
+        return fingerprint_of("shards", len(self.train), *parts)
+
+
+Source = TextSource | SyntheticSource | ShardSource
+
+
+def resolve_source(config: DataConfig, root: Path) -> Source:
+    """Find the source, looking at names and sizes only. `root` is the cache folder. DataError if it is not there."""
+    if config.source == "stdlib":
+        return TextSource(open_stdlib())
+    if config.source == "synthetic":
+        return SyntheticSource(config.synthetic_tokens, open_stdlib())
+    if config.source == FINEWEB:
+        return _find_fineweb(config, root)
+    return _from_path(config.source)
+
+
+def _from_path(source: str) -> Source:
+    if not source:
+        raise DataError("data.source is empty", f"choices: {', '.join(NAMED_SOURCES)}, or a path")
+    path = Path(source).expanduser()
+    if not os.path.lexists(path) if "\0" not in source else False:
+        close = nearest(source, list(NAMED_SOURCES))
+        suggestion = f"did you mean {close!r}? " if close else ""
+        raise DataError(
+            f"data.source = {source!r}: no such file or folder",
+            f"{suggestion}choices: {', '.join(NAMED_SOURCES)}, or a path",
+        )
+    path = Path(os.path.abspath(path))
+    if not stat.S_ISDIR(stat_path(path).st_mode):
+        return ShardSource(str(path), (path,), ()) if path.suffix == ".bin" else TextSource(open_text(path))
+    return shards_in(path) or TextSource(open_text(path))
+
+
+def shards_in(folder: Path) -> ShardSource | None:
+    """The folder's `*train*.bin` and `*val*.bin` files, None where it has neither. DataError with none to train on."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    shards = [name for name in names if name.endswith(".bin")]
+    train = tuple(folder / name for name in shards if "train" in name)
+    val = tuple(folder / name for name in shards if "val" in name and "train" not in name)
+    if not train and not val:
+        return None
+    if not train:
+        raise DataError(f"folder {folder} has validation shards but no *train*.bin", "add the training shards")
+    return ShardSource(str(folder), train, val)
+
+
+def _find_fineweb(config: DataConfig, root: Path) -> ShardSource:
+    if config.tokenizer != FINEWEB_TOKENIZER:
+        raise DataError(
+            f"data.source = {FINEWEB} is made with the {FINEWEB_TOKENIZER} tokenizer, "
+            f"data.tokenizer is {config.tokenizer!r}",
+            f"set data.tokenizer={FINEWEB_TOKENIZER}",
+        )
+    folders = (root / FINEWEB, platformdirs.user_data_path("gpuworkbench", appauthor=False) / FINEWEB)
+    for folder in folders:
+        if folder.is_dir() and (found := shards_in(folder)) is not None:
+            return found
+    raise DataError(
+        f"data.source = {FINEWEB}: no fineweb_train_*.bin shards in {' or '.join(map(str, folders))}",
+        f"put them there, or use {OFFLINE_FLAGS}",
+    )

@@ -1,0 +1,128 @@
+"""`python -m gpuworkbench.tools.sample`: write text with a checkpoint, one JSON object a line as it is written.
+
+Lines: {"prompt": ...} first, then {"text": ...} pieces, last {"done": {...}}. The caller renders them; this process
+may be ended at any time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import torch
+
+from gpuworkbench.config.loader import build
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
+from gpuworkbench.models import build_model
+from gpuworkbench.models.base import LanguageModel
+from gpuworkbench.models.generate import generate
+from gpuworkbench.runs.create import newest_run_file
+from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.checkpoint import load_model_tensors
+from gpuworkbench.training.state import ModelState, Part
+
+
+class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to write; `checkpoint` is a step, None the newest intact one; `prompt` None is the run's own."""
+
+    run: str
+    prompt: str | None
+    tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+    checkpoint: int | None = None
+
+
+def main(argument: str) -> int:
+    """Answer one request given as JSON; returns the exit code."""
+    request = msgspec.json.decode(argument, type=SampleRequest)
+    try:
+        paths = RunPaths(Path(request.run))
+        config = load_config(paths)
+        tokenizer = load_tokenizer(paths.tokenizer)
+        reference = choose_checkpoint(paths, request.checkpoint)
+        model = load_model(config, reference)
+    except WorkbenchError as error:
+        print(error.line(), file=sys.stderr)
+        return error.exit_code
+    prompt = config.sample.prompt if request.prompt is None else request.prompt
+    emit({"prompt": prompt, "step": reference.step})
+    n_tokens = 0
+    for piece in stream_text(model, tokenizer, prompt, request):
+        n_tokens += 1
+        if piece:
+            emit({"text": piece})
+    emit({"done": {"tokens": n_tokens}})
+    return ExitCode.OK
+
+
+def load_config(paths: RunPaths) -> RunConfig:
+    """The run's newest config. Raises ConfigError."""
+    path = newest_run_file(paths)
+    return build(parse_toml(read_regular_file(path), str(path)), str(path))
+
+
+def choose_checkpoint(paths: RunPaths, step: int | None) -> CheckpointRef:
+    """The checkpoint of `step`, or the newest intact one. Raises RunError, CheckpointError."""
+    references = list_checkpoints(paths)
+    if not references:
+        raise RunError(f"{paths.root.name} has no checkpoint yet", "train it further, or `gpuworkbench checkpoint RUN`")
+    if step is not None:
+        matching = [reference for reference in references if reference.step == step]
+        if not matching:
+            steps = ", ".join(str(reference.step) for reference in references)
+            raise RunError(f"{paths.root.name} has no checkpoint of step {step}", f"it has: {steps}")
+        verify_checkpoint(matching[0].path)
+        return matching[0]
+    for reference in references:
+        try:
+            verify_checkpoint(reference.path)
+        except CheckpointError as error:
+            print(error.line(), file=sys.stderr)
+            continue
+        return reference
+    raise CheckpointError(f"{paths.root.name}: no checkpoint is intact", "resume the run from an earlier copy")
+
+
+def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
+    """The model with the checkpoint's weights, on the CPU or the first CUDA device, in evaluation mode."""
+    device = torch.device("cuda" if torch.cuda.is_available() and config.device.kind == "cuda" else "cpu")
+    model = build_model(config.model, seed=0).to(device)
+    ModelState(model).load(Part(tensors=load_model_tensors(reference.path)))
+    return model.eval()
+
+
+def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, request: SampleRequest) -> Iterator[str]:
+    """One piece a token; a piece is empty while a character's bytes are not complete."""
+    prompt_ids = [int(token) for token in tokenizer.encode(prompt)]
+    if not prompt_ids:
+        prompt_ids = [tokenizer.eot_id if tokenizer.eot_id is not None else 0]
+    ids: list[int] = []
+    shown = ""
+    for token in generate(
+        model, prompt_ids, request.tokens, temperature=request.temperature, top_k=request.top_k, seed=request.seed
+    ):
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if text.endswith("\ufffd") and len(ids) < request.tokens:
+            yield ""
+            continue
+        yield text[len(shown) :]
+        shown = text
+
+
+def emit(value: dict[str, object]) -> None:
+    """One line of JSON, flushed."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
