@@ -8,22 +8,27 @@ Fields may be added, none renamed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 EVENT_VERSION = 1
+
+# A log is foreign input. Bounds here are checked by the decoder at C speed, so that no reader meets an integer that
+# overflows a float, or a negative step.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Status = Annotated[int, Meta(ge=-(2**31), le=2**31)]
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
     """The envelope. `nonfinite` stands on a line only where a value was NaN or Inf."""
 
-    v: int
-    seq: int
+    v: Count
+    seq: Count
     time_unix_s: float
     mono_s: float
-    attempt: int
-    step: int
+    attempt: Count
+    step: Count
     nonfinite: tuple[str, ...] | UnsetType = UNSET
 
 
@@ -32,14 +37,14 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
 
     run_id: str
     preset: str
-    pid: int
+    pid: Count
     config_sha256: str
     device: str
     card: str | None = None
     simulated_card: str | None = None
-    from_step: int = 0
-    max_steps: int | None = None
-    n_params: int | None = None
+    from_step: Count = 0
+    max_steps: Count | None = None
+    n_params: Count | None = None
     is_cpu_twin: bool = False
 
 
@@ -48,14 +53,14 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
 
     run_id: str
     preset: str
-    pid: int
+    pid: Count
     config_sha256: str
     device: str
-    from_step: int
+    from_step: Count
     card: str | None = None
     simulated_card: str | None = None
-    max_steps: int | None = None
-    n_params: int | None = None
+    max_steps: Count | None = None
+    n_params: Count | None = None
     is_cpu_twin: bool = False
 
 
@@ -65,7 +70,7 @@ class PhaseChanged(Event, frozen=True, kw_only=True, tag="phase_changed"):
     from_phase: str | None
     to_phase: str
     reason: str
-    planned_steps: int | None = None
+    planned_steps: Count | None = None
 
 
 class Step(Event, frozen=True, kw_only=True, tag="step"):
@@ -75,15 +80,15 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     loss: float | None
     perplexity: float | None
     grad_norm: float | None
-    lr: float
-    tokens_seen: int
+    lr: float | None
+    tokens_seen: Count
     tokens_per_s: float | None
     step_time_s: float | None
     precision: str
-    effective_batch_size: int
-    micro_batch_index: int
-    grad_accum_steps: int
-    precision_switches: int = 0
+    effective_batch_size: Count
+    micro_batch_index: Count
+    grad_accum_steps: Count
+    precision_switches: Count = 0
 
 
 class Eval(Event, frozen=True, kw_only=True, tag="eval"):
@@ -92,7 +97,7 @@ class Eval(Event, frozen=True, kw_only=True, tag="eval"):
     split: str
     loss: float | None
     perplexity: float | None
-    tokens: int
+    tokens: Count
     duration_s: float
     is_best: bool = False
 
@@ -100,12 +105,12 @@ class Eval(Event, frozen=True, kw_only=True, tag="eval"):
 class Memory(Event, frozen=True, kw_only=True, tag="memory"):
     """Memory in use, in bytes. Allocator fields are `null` where there is no CUDA device."""
 
-    host_rss_bytes: int | None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    limit_bytes: int | None = None
-    host_peak_rss_bytes: int | None = None
+    host_rss_bytes: Count | None
+    allocated_bytes: Count | None = None
+    reserved_bytes: Count | None = None
+    peak_allocated_bytes: Count | None = None
+    limit_bytes: Count | None = None
+    host_peak_rss_bytes: Count | None = None
 
 
 class Offload(Event, frozen=True, kw_only=True, tag="offload"):
@@ -114,8 +119,8 @@ class Offload(Event, frozen=True, kw_only=True, tag="offload"):
     op: str
     target: str
     phase: str
-    num_bytes: int
-    freed_bytes: int
+    num_bytes: Count
+    freed_bytes: Count
     duration_s: float
     overlapped_s: float
 
@@ -125,7 +130,7 @@ class Prediction(Event, frozen=True, kw_only=True, tag="prediction"):
 
     predictor: str
     exploration: bool
-    horizon_steps: int
+    horizon_steps: Count
     confidence: float | None
     predicted_loss: float | None
     probe_before: float | None
@@ -167,7 +172,7 @@ class CheckpointSaved(Event, frozen=True, kw_only=True, tag="checkpoint_saved"):
     """A checkpoint is durable. Only this event acknowledges it. `stall_s` is what training waited."""
 
     path: str
-    num_bytes: int
+    num_bytes: Count
     duration_s: float
     stall_s: float
 
@@ -226,7 +231,7 @@ class RunFinished(Event, frozen=True, kw_only=True, tag="run_finished"):
     """The last event of an attempt. `status`: completed, stopped, failed."""
 
     status: str
-    exit_code: int
+    exit_code: Status
     reason: str
 
 

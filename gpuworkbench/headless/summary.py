@@ -1,0 +1,109 @@
+"""The last lines of a run without a screen: what came out, what it took, and what to do with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from gpuworkbench.events.schema import Eval
+from gpuworkbench.headless.lines import format_loss, format_perplexity, format_rate, one_line
+from gpuworkbench.state.run_state import RunState
+from gpuworkbench.units import format_bytes, format_count, format_duration
+
+_LABEL_WIDTH = 12
+
+
+def summary_lines(state: RunState) -> list[str]:
+    """One printable line a topic; topics that the run has nothing about are left out."""
+    return [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _topics(state)]
+
+
+def _topics(state: RunState) -> Iterator[tuple[str, str]]:
+    yield "run", _outcome(state)
+    yield from _losses(state)
+    if state.tokens_seen is not None:
+        yield "tokens", f"{format_count(state.tokens_seen)}, {format_rate(state.tokens_per_s)} lately"
+    yield "time", _time(state)
+    if state.last_memory is not None:
+        yield "peak memory", _peaks(state)
+    yield from _transfers(state)
+    yield from _predictions(state)
+    yield "checkpoints", _checkpoints(state)
+    if state.warnings:
+        yield "warnings", str(state.counts.get("warning", len(state.warnings)))
+    yield from _next_commands(state)
+
+
+def _outcome(state: RunState) -> str:
+    end = f"/{state.max_steps}" if state.max_steps is not None else ""
+    status = one_line(state.finish_status) if state.finish_status else "not finished"
+    reason = f" ({one_line(state.finish_reason)})" if state.finish_reason else ""
+    twin = ", CPU twin" if state.is_cpu_twin else ""
+    return f"{one_line(state.run_id or 'unknown')}{twin}: {status}{reason} at step {state.step}{end}"
+
+
+def _losses(state: RunState) -> Iterator[tuple[str, str]]:
+    losses = state.series["loss"]
+    if len(losses):
+        perplexity = state.last_step.perplexity if state.last_step else None
+        first_to_last = f"{format_loss(losses.y[0])} -> {format_loss(state.loss)}"
+        yield "loss", f"{first_to_last} (perplexity {format_perplexity(perplexity)})"
+    if state.nonfinite_losses:
+        yield "", f"{state.nonfinite_losses} steps without a finite loss"
+    if state.best_eval is not None:
+        last = state.last_eval
+        yield "val loss", _eval(state.best_eval, "best") + (f", {_eval(last, 'last')}" if last else "")
+
+
+def _eval(event: Eval, which: str) -> str:
+    numbers = f"{format_loss(event.loss)} (perplexity {format_perplexity(event.perplexity)})"
+    return f"{which} {numbers} at step {event.step}"
+
+
+def _time(state: RunState) -> str:
+    tallies = sorted(state.phase_tallies.items(), key=lambda item: -item[1].seconds)
+    phases = ", ".join(
+        f"{one_line(phase)} {format_duration(tally.seconds)} ({tally.steps} steps)" for phase, tally in tallies
+    )
+    return format_duration(state.elapsed_s) + (f": {phases}" if phases else "")
+
+
+def _peaks(state: RunState) -> str:
+    host = f"host {format_bytes(state.peak_host_rss_bytes)}"
+    if state.peak_allocated_bytes is None:
+        return host
+    return f"card {format_bytes(state.peak_allocated_bytes)}, {host}"
+
+
+def _transfers(state: RunState) -> Iterator[tuple[str, str]]:
+    if not state.offload_totals:
+        return
+    num_bytes = sum(total.num_bytes for total in state.offload_totals)
+    seconds = sum(total.duration_s for total in state.offload_totals)
+    hidden = sum(total.overlapped_s for total in state.offload_totals)
+    took = f"{format_duration(seconds)}, {format_duration(hidden)} of it hidden behind compute"
+    yield "transfers", f"{format_bytes(num_bytes)} in {took}"
+
+
+def _predictions(state: RunState) -> Iterator[tuple[str, str]]:
+    accepted, rejected = state.predictions_accepted, state.predictions_rejected
+    if accepted or rejected:
+        yield "predictions", f"{accepted} accepted, {rejected} rejected, {state.rollbacks} rolled back"
+
+
+def _checkpoints(state: RunState) -> str:
+    last = state.last_checkpoint
+    if last is None:
+        return "none"
+    unsaved = f"; unsaved since step {state.unsaved_since_step}" if state.unsaved_since_step is not None else ""
+    return f"{state.counts.get('checkpoint_saved', 0)} written, last {one_line(last.path)}{unsaved}"
+
+
+def _next_commands(state: RunState) -> Iterator[tuple[str, str]]:
+    if state.run_id is None or state.last_checkpoint is None:
+        return
+    run = shlex.quote(one_line(state.run_id))
+    prompt = one_line(state.samples[-1].prompt) if state.samples else "Once upon a time"
+    yield "sample", f"gpuworkbench sample {run} --prompt {shlex.quote(prompt)}"
+    further = f" --steps {2 * state.step}" if state.finish_status == "completed" and state.step else ""
+    yield "go on", f"gpuworkbench --resume {run} --headless{further}"
