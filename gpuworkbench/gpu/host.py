@@ -18,8 +18,8 @@ _ROOT = Path("/")
 class Host(Struct, frozen=True, kw_only=True):
     """One reading of the host."""
 
-    memory_total_bytes: int
-    memory_available_bytes: int
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
     cpu_name: str | None
     physical_cores: int
     is_wsl: bool
@@ -50,20 +50,18 @@ def is_wsl(root: Path = _ROOT) -> bool:
     return "microsoft" in (_read(root / "proc/sys/kernel/osrelease") or "").lower()
 
 
-def memory(root: Path = _ROOT) -> tuple[int, int]:
-    """(total, available) bytes: the machine's, or less where a cgroup limits this process."""
-    lines = (_read(root / "proc/meminfo") or "").splitlines()
-    machine = {key: _int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if rest.split()}
-    total, available = (machine.get("MemTotal") or 0) * KIB, (machine.get("MemAvailable") or 0) * KIB
+def memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
+    """(total, available) bytes: the machine's, or less where a cgroup limits this process; None where unknown."""
+    total, available = _meminfo(root, "MemTotal"), _meminfo(root, "MemAvailable")
     for group in _cgroups(root):
         limit = _int(_read(group / "memory.max"))
         used = _int(_read(group / "memory.current"))
         if limit is None:
             continue
-        total = min(total, limit)
+        total = _lower(total, limit)
         if used is not None:
-            available = min(available, max(limit - used + _reclaimable(group), 0))
-    return total, min(available, total)
+            available = _lower(available, max(limit - used + _reclaimable(group), 0))
+    return total, available if total is None else _lower(available, total)
 
 
 def cpu_name(root: Path = _ROOT) -> str | None:
@@ -136,6 +134,20 @@ def _core_of(cpu: int, root: Path) -> tuple[str | None, str]:
     topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     core = _read(topology / "core_id")
     return _read(topology / "physical_package_id"), f"cpu{cpu}" if core is None else core
+
+
+def _meminfo(root: Path, key: str) -> int | None:
+    """One line of /proc/meminfo (in KiB), as bytes."""
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[0] == f"{key}:":
+            value = _int(fields[1])
+            return None if value is None else value * KIB
+    return None
+
+
+def _lower(value: int | None, limit: int) -> int:
+    return limit if value is None else min(value, limit)
 
 
 def _cpuinfo(root: Path, key: str) -> str | None:

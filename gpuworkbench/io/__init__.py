@@ -7,6 +7,7 @@ from gpuworkbench.io.atomic import (
     commit_directory,
     discard_directory,
     discard_leftovers,
+    make_directories,
     sha256_of_file,
     write_durable,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "commit_directory",
     "discard_directory",
     "discard_leftovers",
+    "make_directories",
     "read_from",
     "read_regular_file",
     "read_tail",

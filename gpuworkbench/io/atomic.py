@@ -76,6 +76,23 @@ def commit_directory(temporary: Path, final: Path, files: Files = REAL_FILES) ->
     files.fsync_directory(final.parent)
 
 
+def make_directories(path: Path, files: Files = REAL_FILES) -> None:
+    """Make `path` and its missing parents, each name durable; one that is there already is fine. Raises OSError."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        if path.parent == path:
+            break
+        path = path.parent
+    for directory in reversed(missing):
+        try:
+            files.mkdir(directory)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+        files.fsync_directory(directory.parent)
+
+
 def discard_directory(path: Path, files: Files = REAL_FILES) -> None:
     """Remove a directory that was never committed; what cannot be removed is left for the next clean-up."""
     try:

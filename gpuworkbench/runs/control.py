@@ -22,7 +22,7 @@ from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX
 from gpuworkbench.io.reading import read_regular_file
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.runs.tail import Glimpse, tail_events
+from gpuworkbench.runs.tail import TAIL_BYTES, WIDE_TAIL_BYTES, Glimpse, tail_events
 from gpuworkbench.text import safe_text
 
 # command -> the arguments it must have
@@ -122,24 +122,32 @@ def wait_ack(
     command_id: str,
     timeout_s: float,
     *,
-    poll: Callable[[], list[Glimpse]] | None = None,
     keep_waiting: Callable[[], bool] = lambda: True,
     interval_s: float = 0.05,
 ) -> Glimpse | None:
     """Wait for the `control_ack` event of `command_id`; None when time is up or `keep_waiting` turns false.
 
-    `poll` returns events to look through (default: the end of the run's log). The result has `ok` and `message`.
+    The result has `ok` and `message`. Looks at what the log grew by since the last look, and some more.
     """
-    look = poll or (lambda: tail_events(paths.events))
     deadline = time.monotonic() + timeout_s
+    seen_bytes = 0
     while True:
         going_on = keep_waiting() and time.monotonic() < deadline
-        for event in look():
+        size = _size(paths.events)
+        for event in tail_events(paths.events, min(size - seen_bytes + TAIL_BYTES, WIDE_TAIL_BYTES)):
             if event.type == "control_ack" and event.id == command_id:
                 return event
         if not going_on:
             return None
+        seen_bytes = size
         time.sleep(interval_s)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _waiting(control: Path) -> list[str]:

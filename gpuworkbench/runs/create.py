@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from gpuworkbench.errors import RunError
-from gpuworkbench.io import REAL_FILES, Files, commit_directory
+from gpuworkbench.io import REAL_FILES, Files, commit_directory, make_directories
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, discard_directory, write_durable
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import ATTEMPT_FILE_NAME, RunPaths, validate_run_id
@@ -24,7 +24,7 @@ def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes,
         raise _already_exists(run_id)
     temporary = runs_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{run_id}-{secrets.token_hex(4)}"
     try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
+        make_directories(runs_dir, files)
         try:
             _fill(RunPaths(temporary), preset_text, run_toml, files)
             commit_directory(temporary, paths.root, files)
