@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from gpuworkbench.commands.follow import wait_for
 from gpuworkbench.commands.output import print_json
 from gpuworkbench.errors import ExitCode, RunError, WorkbenchError
 from gpuworkbench.runs.control import send_command, wait_ack
@@ -72,6 +73,4 @@ def send_and_wait(paths: RunPaths, command: str) -> str:
 
 def wait_until_free(paths: RunPaths) -> None:
     """Return when the trainer has let go of the run (its last checkpoint is written by then)."""
-    deadline = time.monotonic() + ACK_TIMEOUT_S
-    while probe_lock(paths.lock) is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: probe_lock(paths.lock) is None, ACK_TIMEOUT_S)

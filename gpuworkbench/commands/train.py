@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpuworkbench.commands.follow import follow_trainer
+from gpuworkbench.commands.follow import caught_up_log, follow_trainer, wait_for
 from gpuworkbench.commands.output import print_json
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError
@@ -29,11 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     is_new = arguments.resume is None or arguments.fork
     paths, run_file = prepare(arguments)
     say(f"run {paths.run_id} in {paths.root}")
-    first_offset = paths.events.stat().st_size if paths.events.exists() else 0
+    log = caught_up_log(paths, show_from_start=False)
     process = spawn_trainer(paths)
     if arguments.detach:
         return detach(paths, process, arguments.json)
-    code = follow_trainer(paths, process, as_json=arguments.json, first_offset=first_offset)
+    code = follow_trainer(paths, process, as_json=arguments.json, log=log)
     if code == ExitCode.LOCKED:
         if run_file is not None:
             run_file.unlink(missing_ok=True)
@@ -86,11 +86,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunPaths, Path | None]:
 
 def detach(paths: RunPaths, process: subprocess.Popen[bytes], as_json: bool) -> int:
     """Return once the trainer holds its run; raise nothing if it refuses later: `runs` tells."""
-    deadline = time.monotonic() + DETACH_TIMEOUT_S
-    while probe_lock(paths.lock) is None and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: probe_lock(paths.lock) is not None or process.poll() is not None, DETACH_TIMEOUT_S)
     if process.poll() is not None and process.returncode not in (0, None):
-        return follow_trainer(paths, process, as_json=as_json, first_offset=0)
+        return follow_trainer(paths, process, as_json=as_json)
     if as_json:
         print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": process.pid})
     else:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -124,7 +124,12 @@ def changed_config(
     if not overrides:
         return old
     named = ", ".join(dict.fromkeys(f"{override.where} {override.key}" for override in overrides))
-    return build(apply_overrides(msgspec.to_builtins(old), overrides), f"the run with {named}")
+    return build(apply_overrides(as_table(old), overrides), f"the run with {named}")
+
+
+def as_table(config: RunConfig) -> dict[str, Any]:
+    """A config as its file would be read: without the keys that are None."""
+    return parse_toml(dump_toml(config), "run.toml")
 
 
 def refuse_locked(paths: RunPaths) -> None:

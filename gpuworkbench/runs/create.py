@@ -49,8 +49,12 @@ def next_attempt_file(paths: RunPaths) -> Path:
 
 def newest_run_file(paths: RunPaths) -> Path:
     """The configuration that holds now: the highest `run.<attempt>.toml`, else `run.toml`."""
-    attempts = _attempt_files(paths)
-    return paths.attempt_toml(max(attempts)) if attempts else paths.run_toml
+    return run_files(paths)[-1]
+
+
+def run_files(paths: RunPaths) -> list[Path]:
+    """Every resolved configuration of the run, oldest first: `run.toml`, then each `run.<attempt>.toml`."""
+    return [paths.run_toml, *(paths.attempt_toml(attempt) for attempt in sorted(_attempt_files(paths)))]
 
 
 def discard_run(paths: RunPaths, files: Files = REAL_FILES) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gpuworkbench import __version__
+from gpuworkbench.config.diff import Difference, differences
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_regular_file
@@ -19,7 +20,7 @@ from gpuworkbench.events.schema import ConfigChanged, Error, PhaseChanged, RunRe
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.gpu.host import cpu_name
-from gpuworkbench.runs.create import newest_run_file
+from gpuworkbench.runs.create import newest_run_file, run_files
 from gpuworkbench.runs.env_record import append_env
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
@@ -43,6 +44,15 @@ def load_run_config(paths: RunPaths) -> tuple[RunConfig, str]:
     path = newest_run_file(paths)
     text = read_regular_file(path)
     return build(parse_toml(text, str(path)), str(path)), hashlib.sha256(text).hexdigest()
+
+
+def config_changes(paths: RunPaths, attempt: int) -> list[Difference]:
+    """What the run file of this attempt changed, where the resume wrote one."""
+    files = run_files(paths)
+    if len(files) < 2 or files[-1] != paths.attempt_toml(attempt):
+        return []
+    old, new = (build(parse_toml(read_regular_file(path), str(path)), str(path)) for path in files[-2:])
+    return differences(old, new)
 
 
 def load_data(config: RunConfig) -> PreparedData:
@@ -79,6 +89,7 @@ def finish(run: TrainingRun) -> Outcome:
         outcome = Outcome(run.progress.step, "stopped", ExitCode.STOPPED, stop.reason)
     except torch.OutOfMemoryError as error:
         outcome = out_of_memory(run, error)
+    run.index.finish()
     if settle(run):
         save_checkpoint(run, wait=True)
     run.telemetry.sample_memory(run.progress.step)
@@ -123,6 +134,8 @@ def announce(run: TrainingRun, config_sha256: str, restored: Restored) -> None:
     step = restored.step or 0
     kind = RunStarted if events.attempt == 1 else RunResumed
     events.emit(kind, step=step, from_step=step, **run.start_event_fields)
+    for change in config_changes(run.paths, events.attempt):
+        events.emit(ConfigChanged, step=step, key=change.key, old=change.old, new=change.new)
     for line in restored.damaged:
         hint = f"went back to step {step}"
         events.emit(WarningEvent, step=step, code="checkpoint_damaged", message=line, hint=hint)

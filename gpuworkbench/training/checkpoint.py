@@ -98,31 +98,41 @@ class Checkpointer:
         self.files = files
         self._buffers = HostBuffers()
         self._thread: threading.Thread | None = None
+        self._in_flight_step: int | None = None
         self.last_saved_step: int | None = None
         self.failure: BaseException | None = None
 
     def save(self, step: int, *, best_step: int | None, wait: bool = False) -> None:
         """Snapshot now, write behind training. A failed write is a warning event, never an exception.
 
-        Blocks while an earlier save is still being written, and to the end when `wait`.
+        Blocks while an earlier save is still being written. With `wait` (a run's end) it returns when the state is
+        durable, or has failed to be a second time.
         """
-        if self.last_saved_step != step:
-            started = time.monotonic()
-            self.wait()
-            snapshot = self._snapshot(step, best_step)
-            stall_s = time.monotonic() - started
-            self._thread = threading.Thread(
-                target=self._write, args=(snapshot, stall_s), name="checkpoint-writer", daemon=True
-            )
-            self._thread.start()
+        if step not in (self.last_saved_step, self._in_flight_step):
+            self._start(step, best_step)
         if wait:
             self.wait()
+            if self.last_saved_step != step:
+                self._start(step, best_step)
+                self.wait()
+
+    def _start(self, step: int, best_step: int | None) -> None:
+        started = time.monotonic()
+        self.wait()
+        snapshot = self._snapshot(step, best_step)
+        stall_s = time.monotonic() - started
+        self._in_flight_step = step
+        self._thread = threading.Thread(
+            target=self._write, args=(snapshot, stall_s), name="checkpoint-writer", daemon=True
+        )
+        self._thread.start()
 
     def wait(self) -> None:
         """Return when no save is in flight."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._in_flight_step = None
 
     def restore(self) -> Restored:
         """Load the newest intact checkpoint into the parts.
@@ -197,7 +207,7 @@ class Checkpointer:
     def _write_directory(self, directory: Path, snapshot: Snapshot) -> int:
         self.files.mkdir(directory)
         for part_name, tensors in snapshot.tensors.items():
-            records = [_record(name, tensor) for name, tensor in tensors.items()]
+            records = [_record(name, tensors[name]) for name in sorted(tensors)]
             write_safetensors(directory / f"{part_name}.safetensors", records, self.files)
         state = {
             "version": STATE_VERSION,

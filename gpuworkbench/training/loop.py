@@ -27,6 +27,7 @@ from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
 
 PHASE = "full"
 MAX_ROLLBACKS = 3
+INDEX_INTERVAL_STEPS = 32
 _Item = TypeVar("_Item")
 INITIAL_LOSS_TOLERANCE = 1.0  # nats around ln V; GPT-2's initialisation lands within 0.3
 
@@ -55,6 +56,8 @@ def train(run: TrainingRun) -> str:
         progress.tokens_seen += run.config.tokens_per_step
         bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE))
         run.heartbeat.progress(progress.step)
+        if progress.step % INDEX_INTERVAL_STEPS == 0:
+            run.index.tick()
         if bad is not None:
             recover(run, bad)
             continue

@@ -13,6 +13,7 @@ from gpuworkbench import registry
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, check_eval_tokens
 from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.events.index import IndexKeeper
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
 from gpuworkbench.models import build_model
@@ -53,6 +54,7 @@ class TrainingRun:
     events: EventWriter
     heartbeat: HeartbeatWriter
     checkpointer: Checkpointer
+    index: IndexKeeper
     telemetry: StepTelemetry
     controls: Controls | None = None
     checkpoint_requested: bool = False
@@ -120,6 +122,7 @@ def build_run(
         checkpointer=Checkpointer(
             paths, parts, events, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
         ),
+        index=IndexKeeper(paths.events),
         telemetry=StepTelemetry(
             events,
             device,

@@ -1,0 +1,37 @@
+"""`gpuworkbench attach RUN`: watch a run from any terminal. Ctrl-C leaves it training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gpuworkbench.commands.follow import POLL_S, caught_up_log, make_renderer
+from gpuworkbench.errors import ExitCode
+from gpuworkbench.headless.follow import follow
+from gpuworkbench.runs.lock import probe_lock
+from gpuworkbench.runs.paths import runs_dir
+from gpuworkbench.runs.status import RunStatus, derive_status
+from gpuworkbench.runs.store import resolve_run
+
+_CODES = {RunStatus.COMPLETED: ExitCode.OK, RunStatus.STOPPED: ExitCode.STOPPED}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Follow the run until its trainer ends; exit as the run ended (0 completed, 75 stopped, 1 failed or crashed)."""
+    paths = resolve_run(runs_dir(arguments.runs_dir), arguments.run)
+    renderer = make_renderer(arguments.json)
+    is_live = probe_lock(paths.lock) is not None
+    try:
+        log = caught_up_log(paths, show_from_start=arguments.json or not is_live)
+        state = follow(paths.events, renderer, poll_s=POLL_S, is_done=lambda: probe_lock(paths.lock) is None, log=log)
+    except KeyboardInterrupt:
+        message = f"\ndetached; {paths.run_id} goes on training" if is_live else ""
+        print(message, file=sys.stderr)
+        return ExitCode.OK
+    renderer.finish(state)
+    report = derive_status(paths)
+    if report.status == RunStatus.CRASHED:
+        print(f"gpuworkbench: {paths.run_id} crashed: {report.reason}", file=sys.stderr)
+        for line in report.log_end:
+            print(f"  {line}", file=sys.stderr)
+    return report.exit_code if report.exit_code is not None else _CODES.get(report.status, ExitCode.FAILED)
