@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from gpuworkbench.data.tokenizer import BpeTokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 SAMPLE_BYTES = 4 * 1024 * 1024  # of training text; more changes the merges little and costs seconds
 MIN_VOCAB_SIZE = 258  # 256 bytes, a merge, end of text
@@ -16,22 +20,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 
     The same texts give the same merges. A small corpus gives fewer merges, hence a smaller vocabulary.
     """
+    numbers = train_library_tokenizer(texts, vocab_size - 1).get_vocab()
+    byte_of = _byte_of_character()
+    tokens = [bytes(byte_of[character] for character in token) for token in sorted(numbers, key=numbers.__getitem__)]
+    return BpeTokenizer(f"bpe-{vocab_size}", tokens, eot_id=len(tokens), vocab_size=len(tokens) + 1)
+
+
+def train_library_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """The `tokenizers` library's own byte-level BPE of at most `vocab_size` tokens, without special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # heavy: only when a BPE is trained
 
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = byte_level
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size,
         min_frequency=2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    by_id = sorted((number, token) for token, number in tokenizer.get_vocab().items())
-    byte_of = _byte_of_character()
-    tokens = [bytes(byte_of[character] for character in token) for _, token in by_id]
-    return BpeTokenizer(f"bpe-{vocab_size}", tokens, eot_id=len(tokens), vocab_size=len(tokens) + 1)
+    return tokenizer
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -13,9 +13,10 @@ from gpuworkbench.data.documents import TextCorpus
 from gpuworkbench.data.encoding import Progress, encode_corpus, make_tokenizer
 from gpuworkbench.data.meta import FORMAT, Meta, Part
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
-from gpuworkbench.data.shards import ShardWriter, map_shard, scan_shard, variant_for
+from gpuworkbench.data.shards import map_shard, scan_shard
 from gpuworkbench.data.sources import ShardSource, Source, SyntheticSource, TextSource, resolve_source
 from gpuworkbench.data.split import SPLITS, Split, splitter_for
+from gpuworkbench.data.split_writer import SplitWriter, whole_shard
 from gpuworkbench.data.synthetic import ENTROPY_RATE_NATS, synthetic_blocks
 from gpuworkbench.data.tokenizer import Tokenizer
 from gpuworkbench.errors import DataError
@@ -53,9 +54,9 @@ class Builder:
         tokenizer, warnings = make_tokenizer(self._config.tokenizer, corpus, splitter, self._report)
         self._report(f"encoding with {tokenizer.name}", 0.0)
         with self._writer(directory, "train", tokenizer) as train, self._writer(directory, "val", tokenizer) as val:
-            writers: dict[Split, ShardWriter] = {"train": train, "val": val}
+            writers: dict[Split, SplitWriter] = {"train": train, "val": val}
             n_documents = encode_corpus(corpus, splitter, tokenizer, writers, self._report)
-            parts: dict[Split, tuple[Part, ...]] = {split: _finished(writers[split]) for split in SPLITS}
+            parts: dict[Split, tuple[Part, ...]] = {split: writers[split].finish() for split in SPLITS}
         if not n_documents:
             raise DataError(f"{corpus.description} holds no text")
         return self._meta(
@@ -69,9 +70,8 @@ class Builder:
 
     def _generate(self, directory: Path, source: SyntheticSource) -> Meta:
         config, text = self._config, source.vocabulary_text
-        tokenizer, warnings = make_tokenizer(
-            config.tokenizer, text, splitter_for(text, config.val_fraction, config.seed), self._report
-        )
+        splitter = splitter_for(text, config.val_fraction, config.seed) if text is not None else None
+        tokenizer, warnings = make_tokenizer(config.tokenizer, text, splitter, self._report)
         n_train = source.n_tokens - max(1, round(source.n_tokens * config.val_fraction))
         done = 0
         with self._writer(directory, "train", tokenizer) as train, self._writer(directory, "val", tokenizer) as val:
@@ -81,7 +81,7 @@ class Builder:
                 val.append(block[cut:])
                 done += len(block)
                 self._report("generating tokens", done / source.n_tokens)
-            parts: dict[Split, tuple[Part, ...]] = {"train": _finished(train), "val": _finished(val)}
+            parts: dict[Split, tuple[Part, ...]] = {"train": train.finish(), "val": val.finish()}
         description = f"synthetic Markov chain, entropy rate {ENTROPY_RATE_NATS:.4f} nats per token"
         return self._meta(directory, tokenizer, parts, description=description, n_documents=1, warnings=warnings)
 
@@ -101,7 +101,7 @@ class Builder:
             for path in shards:
                 scan = scan_shard(path, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, on_tokens=count)
                 n_documents += scan.n_documents
-                scanned[split].append(_whole(str(path), path, scan.n_tokens, scan.sha256))
+                scanned[split].append(whole_shard(str(path), path, scan.n_tokens, scan.sha256))
         train, val = tuple(scanned["train"]), tuple(scanned["val"])
         if not val:
             train, val = _hold_out_tail(train, self._config.val_fraction)
@@ -114,8 +114,8 @@ class Builder:
             warnings=warnings,
         )
 
-    def _writer(self, directory: Path, split: Split, tokenizer: Tokenizer) -> ShardWriter:
-        return ShardWriter(directory / f"{split}.bin", variant_for(tokenizer.vocab_size), self._files)
+    def _writer(self, directory: Path, split: Split, tokenizer: Tokenizer) -> SplitWriter:
+        return SplitWriter(directory, split, tokenizer.vocab_size, self._files)
 
     def _meta(
         self,
@@ -142,18 +142,6 @@ class Builder:
             train=tuple(parts["train"]),
             val=tuple(parts["val"]),
         )
-
-
-def _finished(writer: ShardWriter) -> tuple[Part, ...]:
-    """The part a writer made; none where it got no tokens."""
-    digest = writer.finish()
-    return (_whole(writer.path.name, writer.path, writer.n_tokens, digest),) if writer.n_tokens else ()
-
-
-def _whole(stored_path: str, path: Path, n_tokens: int, sha256: str) -> Part:
-    """All of a shard as one part."""
-    size = path.stat().st_size
-    return Part(path=stored_path, size_bytes=size, n_tokens=n_tokens, sha256=sha256, start=0, stop=n_tokens)
 
 
 def _hold_out_tail(train: Sequence[Part], val_fraction: float) -> tuple[tuple[Part, ...], tuple[Part, ...]]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -132,5 +132,6 @@ def _sweep(folder: Path, files: Files) -> None:
     for entry in os.scandir(folder):
         if not (entry.name.startswith(TEMPORARY_PREFIX) and entry.is_dir(follow_symlinks=False)):
             continue
-        if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
-            discard_directory(Path(entry.path), files)
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
+                discard_directory(Path(entry.path), files)

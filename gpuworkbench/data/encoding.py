@@ -9,8 +9,8 @@ import numpy as np
 
 from gpuworkbench.data import bpe
 from gpuworkbench.data.documents import TextCorpus
-from gpuworkbench.data.shards import ShardWriter
 from gpuworkbench.data.split import Split, Splitter
+from gpuworkbench.data.split_writer import SplitWriter
 from gpuworkbench.data.tokenizer import ByteTokenizer, Ids, Tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
@@ -95,7 +95,7 @@ def encode_corpus(
     corpus: TextCorpus,
     splitter: Splitter,
     tokenizer: Tokenizer,
-    writers: dict[Split, ShardWriter],
+    writers: dict[Split, SplitWriter],
     on_progress: Progress,
 ) -> int:
     """Write every document, an end-of-text token before each (as in published shards). Returns their number."""
@@ -122,7 +122,7 @@ def encode_corpus(
     return n_documents
 
 
-def _write_batch(batch: list[tuple[Split, bool, str]], tokenizer: Tokenizer, writers: dict[Split, ShardWriter]) -> None:
+def _write_batch(batch: list[tuple[Split, bool, str]], tokenizer: Tokenizer, writers: dict[Split, SplitWriter]) -> None:
     """Encode the batch, append it to its splits and empty it."""
     eot = np.array([tokenizer.eot_id], dtype=np.uint32)
     pieces: dict[Split, list[Ids]] = {split: [] for split in writers}

@@ -64,12 +64,20 @@ def kind_of(mode: int) -> str:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, never blocking. DataError for anything else."""
+    _require_regular(path, stat_path(path))  # opening a device can already have an effect
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        _require_regular(path, os.fstat(fd))
+        return os.fdopen(fd, "rb")
+    except BaseException:
         os.close(fd)
-        raise DataError(f"{path} is {kind_of(mode)}, not a file", "point data.source at a regular file or a folder")
-    return os.fdopen(fd, "rb")
+        raise
+
+
+def _require_regular(path: Path, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = kind_of(info.st_mode)
+        raise DataError(f"{path} is {kind}, not a file", "point data.source at a regular file or a folder")

@@ -12,7 +12,7 @@ from gpuworkbench.data.split import SPLITS, Split
 from gpuworkbench.data.token_array import TokenArray
 from gpuworkbench.errors import DataError
 
-FORMAT = 1
+FORMAT = 1  # raised whenever the same configuration would give other tokens than before
 FILE_NAME = "meta.json"
 
 

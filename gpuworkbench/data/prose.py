@@ -17,24 +17,25 @@ _MIN_DOCSTRING_CHARS = 40
 def tidy(text: str) -> str:
     """Prose with heading underlines removed, wrapped paragraphs joined and at most one blank line in a row."""
     lines: list[str] = []
+    last_chars = 0  # of the line before, as it stood in the text
     for raw in inspect.cleandoc(text).replace("``", "`").splitlines():
         line = raw.rstrip()
         if _UNDERLINE.match(line):
             continue
         if not line and (not lines or not lines[-1]):
             continue
-        if lines and _continues(lines[-1], line):
+        if lines and last_chars >= _WRAPPED_CHARS and _continues(lines[-1], line):
             lines[-1] = f"{lines[-1]} {line}"
         else:
             lines.append(line)
+        last_chars = len(line)
     return "\n".join(lines).strip()
 
 
 def _continues(previous: str, line: str) -> bool:
-    """Whether `line` goes on with the paragraph of `previous`: both at the margin, the earlier one full."""
-    if not line or line[0].isspace() or previous[:1].isspace() or _STARTS_SOMETHING.match(line):
-        return False
-    return len(previous) >= _WRAPPED_CHARS
+    """Whether `line` can go on with the paragraph of `previous`: both at the margin, and no list item or field."""
+    at_margin = line and not line[0].isspace() and not previous[:1].isspace()
+    return bool(at_margin) and not _STARTS_SOMETHING.match(line)
 
 
 def guide(module_name: str, source: str) -> str:

@@ -130,7 +130,7 @@ class ShardWriter:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def append(self, tokens: npt.NDArray[np.unsignedinteger] | npt.NDArray[np.int64]) -> None:
+    def append(self, tokens: npt.NDArray[np.integer]) -> None:
         """Append tokens (N,); ids must be below the vocabulary size that chose the variant."""
         data = np.ascontiguousarray(tokens, dtype=self._variant.dtype).view(np.uint8).data
         if not data:

@@ -11,6 +11,7 @@ import platformdirs
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data.documents import TextCorpus, fingerprint_of
+from gpuworkbench.data.encoding import bpe_size
 from gpuworkbench.data.location import NAMED_SOURCES, OFFLINE_FLAGS, stat_path, unreadable
 from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.text_files import open_text
@@ -35,15 +36,16 @@ class TextSource:
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """A Markov chain; `vocabulary_text` trains a `bpe-N`, which then only gives the vocabulary."""
+    """A Markov chain; `vocabulary_text` trains a `bpe-N`, which only gives the vocabulary, and is None for others."""
 
     n_tokens: int
-    vocabulary_text: TextCorpus
+    vocabulary_text: TextCorpus | None
 
     @property
     def fingerprint(self) -> str:
-        """Its length."""
-        return fingerprint_of("synthetic", self.n_tokens, self.vocabulary_text.fingerprint)
+        """Its length, and the text the vocabulary comes from."""
+        text = self.vocabulary_text.fingerprint if self.vocabulary_text is not None else ""
+        return fingerprint_of("synthetic", self.n_tokens, text)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def resolve_source(config: DataConfig, root: Path) -> Source:
     if config.source == "stdlib":
         return TextSource(open_stdlib())
     if config.source == "synthetic":
-        return SyntheticSource(config.synthetic_tokens, open_stdlib())
+        text = open_stdlib() if bpe_size(config.tokenizer) is not None else None
+        return SyntheticSource(config.synthetic_tokens, text)
     if config.source == FINEWEB:
         return _find_fineweb(config, root)
     return _from_path(config.source)

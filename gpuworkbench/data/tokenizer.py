@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpuworkbench.data.documents import chunked
 from gpuworkbench.data.location import open_regular
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
@@ -165,7 +166,9 @@ class BpeTokenizer(_Saved):
             return list(pool.map(self._encode, texts))
 
     def _encode(self, text: str) -> Ids:
-        return self._encoding.encode_to_numpy(encodable(text), disallowed_special=())
+        # In pieces: the regular expression engine gives up on a run of a million spaces.
+        pieces = [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in chunked(encodable(text))]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, dtype=np.uint32)])
 
     def _file(self) -> TokenizerFile:
         encoded = [base64.b64encode(token).decode() for token in self._tokens]
