@@ -33,6 +33,7 @@ CPU = DeviceChoice(kind="cpu")
 def select_device(config: RunConfig, cards: Sequence[Card], preset_argument: str | None = None) -> DeviceChoice:
     """The device for a run. `preset_argument` is how the person named the preset (default: its name).
 
+    A CPU twin computes on the CPU whatever device keys its card preset has.
     Raises DoesNotFitError (exit 4) where no card here will do, ConfigError where the device keys contradict each
     other or name a card that is not there.
     """

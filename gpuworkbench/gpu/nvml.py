@@ -131,7 +131,8 @@ def _call(nvml: Any, name: str, *arguments: Any) -> Any | None:
 def _find(nvml: Any, visible_devices: str | None) -> list[_Device]:
     """Handles and lasting facts of the visible cards and MIG instances."""
     count = _int(_call(nvml, "nvmlDeviceGetCount")) or 0
-    handles = [handle for index in range(count) if (handle := _call(nvml, "nvmlDeviceGetHandleByIndex", index))]
+    candidates = (_call(nvml, "nvmlDeviceGetHandleByIndex", index) for index in range(count))
+    handles = [handle for handle in candidates if handle is not None]
     common = {
         "driver_version": _text(_call(nvml, "nvmlSystemGetDriverVersion")),
         "cuda_driver_version": _cuda_version(_int(_call(nvml, "nvmlSystemGetCudaDriverVersion"))),

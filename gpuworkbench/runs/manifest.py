@@ -64,7 +64,7 @@ class CheckpointRef(Struct, frozen=True, order=True):
 def write_manifest(directory: Path, step: int, files: Files = REAL_FILES) -> Manifest:
     """Describe every file of `directory` in its manifest, the last file to be written, and fsync it.
 
-    The files must be complete and fsynced. Raises OSError; CheckpointError for a file that is no regular file or a
+    The files must be complete and fsynced. Raises OSError (also for what is no regular file), CheckpointError for a
     safetensors file with a malformed header.
     """
     names = sorted(name for name in os.listdir(directory) if name != MANIFEST_NAME)

@@ -25,7 +25,8 @@ from gpuworkbench.text import safe_text
 
 STALL_MIN_S = 30.0
 STALL_STEPS = 20  # of the median step time
-SILENT_HEARTBEAT_S = 30.0  # a trainer that is still starting must at least beat
+STALL_FIRST_STEP_S = 600.0  # before an attempt's first step: compilation, first validation
+SILENT_HEARTBEAT_S = 30.0  # whatever it is at, a trainer must at least beat
 LAUNCH_GRACE_S = 20.0  # a trainer needs this long to import and to take the lock
 LATER_BEAT_S = 2.0  # a beat this much after the last event belongs to an attempt without events
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -93,16 +94,17 @@ def derive_status(paths: RunPaths, now: float | None = None) -> StatusReport:
 def _live(report: StatusReport, holder: int, beat: Heartbeat | None, events: list[Glimpse], now: float) -> StatusReport:
     """The lock is held: queued, paused, stalled or running."""
     idle_s = _idle_s(beat, holder, now)
+    silence_s = _silence_s(beat, events, now)
     status, reason = RunStatus.RUNNING, ""
     if beat is None or (holder and beat.pid != holder):
         reason = "starting"
     elif beat.phase == PHASE_QUEUED:
         status, reason = RunStatus.QUEUED, "waiting for the card"
+    elif silence_s > SILENT_HEARTBEAT_S:
+        status, reason = RunStatus.STALLED, f"no sign of life for {silence_s:.0f} s"
     elif idle_s is None:
-        silence_s = now - beat.time_unix_s
-        status = RunStatus.STALLED if silence_s > SILENT_HEARTBEAT_S else RunStatus.RUNNING
-        reason = "starting" if status is RunStatus.RUNNING else f"no sign of life for {silence_s:.0f} s"
-    elif _is_paused(events) and now - beat.time_unix_s <= SILENT_HEARTBEAT_S:
+        reason = "starting"
+    elif _is_paused(events):
         status = RunStatus.PAUSED
     elif idle_s > (limit_s := stall_limit_s(events)):
         status = RunStatus.STALLED
@@ -132,9 +134,17 @@ def _dead(
 
 
 def stall_limit_s(events: list[Glimpse]) -> float:
-    """How long a trainer may go without progress: 20 median steps, at least 30 s."""
-    times = [event.step_time_s for event in events if event.type == "step" and event.step_time_s is not None]
-    return max(STALL_MIN_S, STALL_STEPS * statistics.median(times[-50:])) if times else STALL_MIN_S
+    """How long a trainer may go without progress: 20 median steps, at least 30 s; longer before its first step."""
+    steps = [event for event in events if event.type == "step" and event.attempt == events[-1].attempt]
+    times = [event.step_time_s for event in steps[-50:] if event.step_time_s is not None]
+    typical_s = max(STALL_MIN_S, STALL_STEPS * statistics.median(times)) if times else STALL_MIN_S
+    return typical_s if steps else STALL_FIRST_STEP_S
+
+
+def _silence_s(beat: Heartbeat | None, events: list[Glimpse], now: float) -> float:
+    """Seconds since the last beat or event: on a full disk one may come without the other."""
+    signs = [events[-1].time_unix_s] if events else []
+    return now - max([*signs, beat.time_unix_s] if beat is not None else signs, default=now)
 
 
 def _idle_s(beat: Heartbeat | None, holder: int, now: float) -> float | None:
