@@ -20,7 +20,13 @@ def trainer_environment() -> dict[str, str]:
     package_parent = str(Path(__file__).resolve().parents[2])
     existing = os.environ.get("PYTHONPATH", "")
     search_path = os.pathsep.join(part for part in (package_parent, existing) if part)
-    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": search_path}
+    return {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": search_path,
+        # NVML counts cards by PCI bus, CUDA by speed unless told otherwise; one order for both.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
 
 
 def spawn_trainer(paths: RunPaths) -> subprocess.Popen[bytes]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
 from gpuworkbench.errors import ExitCode, RunError, WorkbenchError
 from gpuworkbench.events.schema import Error, RunFinished
 from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.io import discard_leftovers
+from gpuworkbench.runs.control import discard_commands_before
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.lock import RunLock
 from gpuworkbench.runs.paths import RunPaths
@@ -43,6 +46,8 @@ def main(arguments: list[str]) -> int:
 def _attempt(paths: RunPaths, signals: Signals) -> int:
     from gpuworkbench.training.attempt import run_attempt
 
+    discard_commands_before(paths, time.time())  # a stop meant for a trainer that died first
+    discard_leftovers(paths.checkpoints)
     attempt = (last_attempt(paths.events) or 0) + 1
     events = EventWriter(paths.events, attempt=attempt)
     heartbeat = HeartbeatWriter(paths.heartbeat)
