@@ -197,7 +197,6 @@ class Fold:
         self.state.phase = kept[-1].phase if kept else None
 
     def _begin_attempt(self, event: schema.RunStarted | schema.RunResumed) -> None:
-        self._note_steps()
         state = self.state
         elapsed_s = state.elapsed_s(state.last_mono_s)
         self._close_span(state.step, elapsed_s)
@@ -218,18 +217,17 @@ class Fold:
     # Rare events
 
     def _add_rare(self, event: AnyEvent) -> None:
+        self._note_steps()  # a pause or a new phase changes what the steps before it would mean
         handler = _HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event)
             self._count(event.__struct_config__.tag)  # type: ignore[arg-type]
 
     def _add_phase_changed(self, event: schema.PhaseChanged) -> None:
-        self._note_steps()
         self.state.step = event.step
         self._enter_phase(event.to_phase, event.step, event.mono_s, event.reason)
 
     def _add_finished(self, event: schema.RunFinished) -> None:
-        self._note_steps()
         state = self.state
         state.step = event.step
         state.finished, state.is_paused = event, False
@@ -258,7 +256,6 @@ class Fold:
             self._ring("best_evals", event)
 
     def _add_prediction(self, event: schema.Prediction) -> None:
-        self._note_steps()
         self.state.step = event.step
         self.state.predictions_accepted += event.accepted
         self.state.predictions_rejected += not event.accepted
@@ -266,7 +263,6 @@ class Fold:
         self.series["predicted_loss"].append(event.step, event.predicted_loss)
 
     def _add_correction(self, event: schema.Correction) -> None:
-        self._note_steps()
         self.state.step = event.step
         self.state.rollbacks += event.rolled_back
         self._ring("corrections", event)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gpuworkbench.errors import RunError
 from gpuworkbench.events.codec import decode_lines
-from gpuworkbench.events.log_file import MAX_LINE_BYTES, open_regular
+from gpuworkbench.events.log_file import MAX_LINE_BYTES, open_regular, reason
 from gpuworkbench.events.schema import AnyEvent
 
 CHUNK_BYTES = 1024 * 1024
@@ -40,7 +41,10 @@ class EventReader:
                 return b""
             assert self._fd is not None
             want = max_bytes + self._partial_bytes
-            data = os.pread(self._fd, want, self.offset)
+            try:
+                data = os.pread(self._fd, want, self.offset)
+            except OSError as error:
+                raise RunError(f"cannot read {self.path}: {reason(error)}", "check the disk") from error
             if self._skipping:
                 if not self._skip_to_newline(data):
                     return b""
@@ -82,7 +86,7 @@ class EventReader:
         """Open the log, or open it again where its name now leads to another or a shorter file."""
         try:
             status = os.stat(self.path)
-        except OSError:
+        except (OSError, ValueError):
             status = None  # deleted: what is open can still be read to its end
         if self._fd is not None and status is not None:
             if (status.st_dev, status.st_ino) == self._identity and status.st_size >= self.offset:

@@ -228,7 +228,8 @@ class DecimatedSeries:
             group = y[begin:end]
             low, high = begin + int(group.argmin()), begin + int(group.argmax())
             numbers: Any = (x[begin], y[begin], x[low], y[low], x[high], y[high], x[end - 1], y[end - 1])
-            self._add_bucket(Bucket(int(keys[begin]), *map(float, numbers)))
+            # Not `keys[begin]`: the width may have doubled since; a group still lies within one bucket.
+            self._add_bucket(Bucket(int(x[begin] // self._width), *map(float, numbers)))
 
     def _add_bucket(self, bucket: Bucket) -> None:
         if self._buckets and self._buckets[-1].key == bucket.key:

@@ -49,7 +49,7 @@ def _losses(state: RunState) -> Iterator[tuple[str, str]]:
         first_to_last = f"{format_loss(losses.y[0])} -> {format_loss(state.loss)}"
         yield "loss", f"{first_to_last} (perplexity {format_perplexity(perplexity)})"
     if state.nonfinite_losses:
-        yield "", f"{state.nonfinite_losses} steps without a finite loss"
+        yield "", f"{_steps(state.nonfinite_losses)} without a finite loss"
     if state.best_eval is not None:
         last = state.last_eval
         yield "val loss", _eval(state.best_eval, "best") + (f", {_eval(last, 'last')}" if last else "")
@@ -63,9 +63,13 @@ def _eval(event: Eval, which: str) -> str:
 def _time(state: RunState) -> str:
     tallies = sorted(state.phase_tallies.items(), key=lambda item: -item[1].seconds)
     phases = ", ".join(
-        f"{one_line(phase)} {format_duration(tally.seconds)} ({tally.steps} steps)" for phase, tally in tallies
+        f"{one_line(phase)} {format_duration(tally.seconds)} ({_steps(tally.steps)})" for phase, tally in tallies
     )
     return format_duration(state.elapsed_s) + (f": {phases}" if phases else "")
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def _peaks(state: RunState) -> str:
