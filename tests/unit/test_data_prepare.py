@@ -136,6 +136,10 @@ class _FullDisk(Files):
         self._count()
         super().fsync(fd)
 
+    def fsync_directory(self, path: Path) -> None:
+        self._count()
+        super().fsync_directory(path)
+
     def mkdir(self, path: Path) -> None:
         self._count()
         super().mkdir(path)
