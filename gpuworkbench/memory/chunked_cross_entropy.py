@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.head import IGNORE_INDEX, padding_bias
+from gpuworkbench.models.linear import linear, matmul
 
 
 class ChunkedCrossEntropy:
@@ -32,7 +33,7 @@ class ChunkedCrossEntropy:
 
     def __call__(self, hidden: Tensor, head_weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
         """(N, C), (V_padded, C), (N,) -> mean loss in nats, fp32 at least; autocast decides the products' type."""
-        options = _Options(vocab_size, self.chunk_rows, _compute_dtype(hidden))
+        options = _Options(vocab_size, self.chunk_rows, _compute_dtype(hidden), torch.is_grad_enabled())
         return _LinearCrossEntropy.apply(hidden, head_weight, targets, options)  # type: ignore[no-untyped-call]
 
 
@@ -40,6 +41,7 @@ class _Options(NamedTuple):
     vocab_size: int
     chunk_rows: int
     dtype: torch.dtype  # of the matrix products
+    grad_enabled: bool  # not to be seen inside of forward
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -48,61 +50,65 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """sum over rows of -log softmax(hidden W^T)[target], divided by the number of scored rows."""
+    """Mean of -log softmax(hidden W^T)[target] over the scored rows."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight = (options.grad_enabled and needed for needed in ctx.needs_input_grad[:2])
         with torch.autocast(hidden.device.type, enabled=False):
             x, w = hidden.to(options.dtype), weight.to(options.dtype)
             bias = padding_bias(w, options.vocab_size)
-            grad_x = torch.empty_like(x) if needs_hidden else None
-            grad_w = torch.zeros_like(weight) if needs_weight else None
-            total = torch.zeros((), dtype=_at_least_fp32(options.dtype), device=hidden.device)
+            scored = (targets != IGNORE_INDEX).unsqueeze(-1)
+            index = torch.where(scored, targets.unsqueeze(-1), 0)
+            losses, grads_x, grad_w = [], [], None
             for start in range(0, x.shape[0], options.chunk_rows):
                 rows = slice(start, start + options.chunk_rows)
-                logits = F.linear(x[rows], w, bias)
-                total, logits = _sum_loss(logits, targets[rows], total, needs_hidden or needs_weight)
-                if grad_x is not None:
-                    torch.mm(logits.to(options.dtype), w, out=grad_x[rows])
-                if grad_w is not None:
-                    _add_product(grad_w, logits.to(options.dtype).t(), x[rows])
-            count = (targets != IGNORE_INDEX).sum()
-        ctx.save_for_backward(grad_x, grad_w, count)
-        ctx.hidden_dtype = hidden.dtype
-        return total / count
+                logits = linear(x[rows], w, bias)
+                log_p = F.log_softmax(logits, dim=-1, dtype=_at_least_fp32(options.dtype))
+                losses.append(-log_p.gather(-1, index[rows]))
+                if not (needs_hidden or needs_weight):
+                    continue
+                grad = _logits_grad(log_p, index[rows], logits)
+                if needs_hidden:
+                    grads_x.append(matmul(grad, w))
+                if needs_weight:
+                    # rows that are not scored drop out here, in R x C numbers, not in a pass over R x V
+                    grad_w = _add_product(grad_w, grad.t(), x[rows] * scored[rows], weight.dtype)
+            count = scored.sum()
+            ctx.grad_x = (torch.cat(grads_x) * scored).to(hidden.dtype) if needs_hidden else None
+            ctx.grad_w = grad_w
+            ctx.save_for_backward(count)
+            return torch.where(scored, torch.cat(losses), 0.0).sum() / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_w, count = ctx.saved_tensors
+        """Scales in place what forward left: a copy of the table's gradient would come at the peak of memory use."""
+        (count,) = ctx.saved_tensors
+        grad_x, grad_w, ctx.grad_x, ctx.grad_w = ctx.grad_x, ctx.grad_w, None, None
+        if grad_x is None and grad_w is None:
+            raise RuntimeError("backward through a chunked cross-entropy runs once; compute the loss again")
         scale = grad_output / count
-        if grad_x is not None:
-            grad_x = (grad_x.to(scale.dtype) * scale).to(ctx.hidden_dtype)
-        return grad_x, None if grad_w is None else grad_w * scale, None, None
+        grad_x = None if grad_x is None else grad_x.mul_(scale)
+        grad_w = None if grad_w is None else grad_w.mul_(scale)
+        return grad_x, grad_w, None, None
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _sum_loss(logits: Tensor, targets: Tensor, total: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
-    """Add the rows' summed loss to `total`; turn `logits` (R, V_padded) into their gradient, softmax - onehot."""
-    logits = logits.to(total.dtype)
-    scored = targets != IGNORE_INDEX
-    index = torch.where(scored, targets, 0).unsqueeze(-1)
-    log_z = logits.logsumexp(dim=-1, keepdim=True)
-    total = total + torch.where(scored.unsqueeze(-1), log_z - logits.gather(-1, index), 0.0).sum()
-    if needs_grad:
-        logits = logits.sub_(log_z).exp_()
-        logits.scatter_add_(-1, index, logits.new_full((1, 1), -1.0).expand_as(index))
-        logits.mul_(scored.unsqueeze(-1))
-    return total, logits
+def _logits_grad(log_p: Tensor, index: Tensor, logits: Tensor) -> Tensor:
+    """softmax - onehot (R, V_padded), in the type of `logits`; both arguments' memory is used up."""
+    grad = log_p.exp_()
+    grad.scatter_add_(-1, index, grad.new_full((1, 1), -1.0).expand_as(index))
+    return grad if grad.dtype == logits.dtype else logits.copy_(grad)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, where `total` may have more precision than the product."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + a @ b, in place where there is a total; `dtype` is its type and may be wider than the product's."""
+    if total is None:
+        return matmul(a, b).to(dtype)
+    if dtype == a.dtype:
+        return total.addmm_(a, b)
+    return total.add_(a @ b)

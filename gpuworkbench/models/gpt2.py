@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.kv_cache import KvCache, LayerCache
+from gpuworkbench.models.linear import Linear
 
 INIT_STD = 0.02
 
@@ -26,8 +27,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C). With a cache, x follows the positions that it holds and is added to it."""
@@ -49,7 +50,7 @@ class Mlp(nn.Module):
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpuworkbench.models.linear import linear
+
 IGNORE_INDEX = -100  # a target that is not scored, as in torch
 
 # (hidden (N, C), head_weight (V_padded, C), targets (N,) int64, vocab_size) -> scalar mean loss in nats
@@ -30,10 +32,10 @@ def padding_bias(head_weight: Tensor, vocab_size: int, dtype: torch.dtype | None
 
 def head_logits(hidden: Tensor, head_weight: Tensor, vocab_size: int) -> Tensor:
     """(..., C) -> logits (..., vocab_size); the padded rows of the table are left out."""
-    return F.linear(hidden, head_weight)[..., :vocab_size]
+    return linear(hidden, head_weight)[..., :vocab_size]
 
 
 def plain_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """Mean cross-entropy over the targets that are not IGNORE_INDEX, with all logits in memory at once."""
-    logits = F.linear(hidden, head_weight, padding_bias(head_weight, vocab_size))
+    logits = linear(hidden, head_weight, padding_bias(head_weight, vocab_size))
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)

@@ -55,8 +55,9 @@ def warmup_stable_decay(step: int, config: ScheduleConfig, max_steps: int) -> fl
     warmup_steps, warmdown_steps = config.warmup_steps, config.warmdown_steps
     both = warmup_steps + warmdown_steps
     if both > max_steps:
-        warmup_steps = min(max_steps * warmup_steps // both, max_steps - 1)
-        warmdown_steps = min(warmdown_steps, max_steps - warmup_steps)
+        warmup_steps = max_steps * warmup_steps // both
+        warmdown_steps = max_steps - warmup_steps if warmdown_steps else 0
+    warmup_steps = min(warmup_steps, max_steps - 1)  # at least one step is at the peak
     if step <= warmup_steps:
         return _rise(step, warmup_steps)
     remaining_steps = max(max_steps - step + 1, 0)

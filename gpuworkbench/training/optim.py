@@ -13,6 +13,7 @@ from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.errors import CheckpointError, ConfigError
 
 FUSED_DEVICES = ("cpu", "cuda")
+_FOREIGN = "the checkpoint is from another model or optimizer"
 _SEPARATOR = "/"  # module names cannot hold it: "exp_avg/h.0.ln_1.weight"
 
 
@@ -74,21 +75,22 @@ def load_optimizer_state_by_name(
     """Put saved state back, one tensor at a time, so that no second copy of it is ever in memory.
 
     `tensors` may be lazy: each value is read once. Existing state is overwritten in place, missing state is created.
-    Raises CheckpointError when names or shapes do not match; then the optimizer must not be used.
+    Raises CheckpointError when names, shapes or types do not match; then the optimizer must not be used.
     """
     parameters = dict(_trainable(model))
     keys_of = _state_keys_by_name(tensors)
-    _check_names(set(parameters), set(keys_of))
+    _check_names(set(parameters), keys_of)
     if not keys_of:
         optimizer.state.clear()
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    scalar_keys: dict[str, bool] = {}
     for name, keys in keys_of.items():
         parameter = parameters[name]
-        state = optimizer.state[parameter]
         for key in keys:
             saved = tensors[f"{key}{_SEPARATOR}{name}"]
-            _check_shape(key, name, saved, parameter)
-            _put(state, key, saved, parameter, groups[id(parameter)])
+            is_scalar = scalar_keys.setdefault(key, saved.dim() == 0)
+            _check_tensor(key, name, saved, None if is_scalar else parameter)
+            _put(optimizer.state[parameter], key, saved, parameter, groups[id(parameter)])
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -105,21 +107,28 @@ def _state_keys_by_name(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     return keys_of
 
 
-def _check_names(expected: set[str], saved: set[str]) -> None:
-    if not saved:
+def _check_names(expected: set[str], keys_of: Mapping[str, list[str]]) -> None:
+    if not keys_of:
         return  # saved before the first step
+    saved = set(keys_of)
     for names, what in ((saved - expected, "is not in the model"), (expected - saved, "has no saved optimizer state")):
         if names:
-            raise CheckpointError(
-                f"parameter {min(names)!r} {what} ({len(names)} such)", "the checkpoint is from another model"
-            )
+            raise CheckpointError(f"parameter {min(names)!r} {what} ({len(names)} such)", _FOREIGN)
+    complete = set().union(*keys_of.values())
+    for name, keys in keys_of.items():
+        missing = complete.difference(keys)
+        if missing:
+            raise CheckpointError(f"optimizer state {min(missing)!r} of {name!r} is missing", _FOREIGN)
 
 
-def _check_shape(key: str, name: str, saved: Tensor, parameter: nn.Parameter) -> None:
-    if saved.dim() and saved.shape != parameter.shape:
+def _check_tensor(key: str, name: str, saved: Tensor, parameter: nn.Parameter | None) -> None:
+    """`saved` must be a scalar where `parameter` is None, else of the parameter's shape and type."""
+    shape = () if parameter is None else tuple(parameter.shape)
+    dtype = saved.dtype if parameter is None else parameter.dtype
+    if tuple(saved.shape) != shape or saved.dtype != dtype:
         raise CheckpointError(
-            f"optimizer state {key!r} of {name!r} has shape {tuple(saved.shape)}, the model {tuple(parameter.shape)}",
-            "the checkpoint is from another model",
+            f"optimizer state {key!r} of {name!r} is {tuple(saved.shape)} {saved.dtype}, not {shape} {dtype}",
+            _FOREIGN,
         )
 
 
