@@ -9,6 +9,7 @@ import torch
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError, DoesNotFitError
+from gpuworkbench.training.host_allocator import keep_freed_memory
 from gpuworkbench.units import GIB
 
 CONTEXT_BYTES = 512 * 1024 * 1024  # the CUDA context lives outside the allocator; a simulated card has one too
@@ -33,6 +34,7 @@ def set_up_device(config: RunConfig) -> Device:
     torch.use_deterministic_algorithms(exact)
     torch.backends.cudnn.benchmark = not exact
     if config.device.kind == "cpu":
+        keep_freed_memory()
         return Device(torch.device("cpu"), None, None, None)
     return _set_up_cuda(config)
 

@@ -17,8 +17,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Serve large blocks from the heap and never shrink it; for the rest of the process. Call before training on a CPU.
 
-    Costs resident memory: it stays at its peak, about a tenth more than before; it does not grow with the steps. False where the C library is not
-    glibc; nothing is changed then.
+    Costs resident memory: it stays at its peak, about a tenth more than before; it does not grow with the steps.
+    False where the C library is not glibc; nothing is changed then.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
