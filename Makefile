@@ -18,7 +18,7 @@ help:
 
 run: install
 	$(BIN)/gpuworkbench --headless --preset quickstart --run-id $(RUN_ID)
-	$(BIN)/gpuworkbench sample $(RUN_ID) --prompt "The " --tokens 80
+	$(BIN)/gpuworkbench sample $(RUN_ID) --tokens 80
 
 test: dev lint types
 	$(BIN)/python -m pytest
@@ -34,8 +34,10 @@ unit: dev
 	$(BIN)/python -m pytest tests/unit tests/training
 
 bench: dev
-	$(BIN)/python benchmarks/event_replay.py
-	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.quickstart
+	$(BIN)/python -m benchmarks.event_replay
+	$(BIN)/python -m benchmarks.step_time
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

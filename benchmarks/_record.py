@@ -1,44 +1,74 @@
-"""Store a benchmark's results with what they were measured on."""
+"""What every benchmark shares: on what it ran, and where its result goes."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
-import time
-from importlib.metadata import version
+import statistics
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from gpuworkbench.io import atomic_write_json
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("msgspec", "numpy")
 
 
-def record(name: str, results: dict[str, Any]) -> Path:
-    """Write `results/<name>.json` and return its path."""
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    body = {"name": name, "measured_utc": time.strftime("%Y-%m-%d", time.gmtime()), "environment": environment()}
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(body | {"results": results}), indent=2) + b"\n")
-    return path
-
-
-def environment() -> dict[str, Any]:
-    """Processor, cores and versions."""
+def environment(*packages: str) -> dict[str, Any]:
+    """Versions, processor, cores, load: what a number needs beside it to mean anything. Unknown is None."""
     return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
+        "measured_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        "packages": {name: _version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpu_cores": os.cpu_count(),
+        "load_average_1min": os.getloadavg()[0],
     }
 
 
-def _cpu_name() -> str:
+def torch_environment(threads: int) -> dict[str, Any]:
+    """`environment` plus what torch says about itself. Imports torch."""
+    import torch
+
+    return environment("torch", "numpy") | {
+        "threads": threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
+    """Median, extremes and all rounds."""
+    return {
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "rounds_s": [round(s, 6) for s in seconds],
+    }
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Store `result` as benchmarks/results/<name>.json, whole or not at all."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    atomic_write_json(path, result)
+    return path
+
+
+def _version(package: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return None
+    return None

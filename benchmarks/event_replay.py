@@ -1,6 +1,6 @@
 """How fast an event log replays, how fast it is written, and how fast ten million events open through the index.
 
-    python benchmarks/event_replay.py [--events N] [--large N] [--rounds N]
+    python -m benchmarks.event_replay [--events N] [--large N] [--rounds N]
 
 Replay is read + decode + reduce + one snapshot, on one core, medians over rounds, for a log of plain training and for
 one of hybrid training (phase changes, predictions, corrections and transfers among the steps). Opening runs in a
@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from _record import record
-
+from benchmarks._record import environment, write_result
 from gpuworkbench.events import schema
 from gpuworkbench.events.codec import encode
 from gpuworkbench.events.index import INDEX_NAME, IndexKeeper
@@ -52,7 +51,8 @@ def main() -> None:
             write_log(path, options.events, hybrid=kind == "hybrid")
             results[f"replay_{kind}"] = measure_replay(path, options.events, options.rounds)
             path.unlink()
-    print(record("event_replay", results).read_text())
+    path = write_result("event_replay", {"environment": environment("msgspec", "numpy"), "results": results})
+    print(path.read_text())
 
 
 def measure_write(path: Path, n: int = 50_000) -> dict[str, Any]:

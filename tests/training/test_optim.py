@@ -13,6 +13,7 @@ from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.models import build_model
 from gpuworkbench.training.optim import (
     build_optimizer,
+    clip_grad_norm,
     load_optimizer_state_by_name,
     optimizer_state_by_name,
     set_lr,
@@ -83,6 +84,32 @@ def test_it_equals_torchs_plain_adamw():
     assert train(ours, optimizer, 5) == pytest.approx(train(theirs, reference, 5), rel=1e-10)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1 + 1e-7, 1 - 1e-7, 1 - 1e-6, 2.0, 1e6, float("inf"), float("nan")])
+@pytest.mark.parametrize("max_norm", [1.0, 0.01])
+def test_clipping_equals_torchs_bit_for_bit(scale, max_norm):
+    ours, theirs = build_model(MODEL, seed=0), build_model(MODEL, seed=0)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        q.grad = p.grad
+    unit = torch.nn.utils.get_total_norm([p.grad for p in ours.parameters()])
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        p.grad = p.grad / unit * max_norm * scale
+        q.grad = p.grad.clone()
+    ours.wpe.weight.grad = theirs.wpe.weight.grad = None  # no gradient is not an error
+    norms = clip_grad_norm(ours, max_norm), torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+    torch.testing.assert_close(*norms, rtol=0, atol=0, equal_nan=True)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def test_clipping_at_0_is_off():
+    model = build_model(MODEL, seed=0)
+    model.wpe.weight.grad = torch.full_like(model.wpe.weight, 100.0)
+    assert clip_grad_norm(model, 0.0) == pytest.approx(100.0 * model.wpe.weight.numel() ** 0.5)
+    assert torch.all(model.wpe.weight.grad == 100.0)
 
 
 def test_decay_on_matrices_only_and_each_parameter_once():
