@@ -115,7 +115,7 @@ def measure_large(folder: Path, n: int, rounds: int) -> dict[str, Any]:
     write_log(path, 1000, first=n - 1000)
     runs = []
     for _ in range(rounds):
-        command = [sys.executable, __file__, "--open", str(path)]
+        command = [sys.executable, "-m", "benchmarks.event_replay", "--open", str(path)]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         if int(out[0]) != n:
             raise SystemExit(f"opened {out[0]} of {n} events")

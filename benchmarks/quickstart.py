@@ -31,10 +31,16 @@ def main() -> None:
         }
         started = time.perf_counter()
         command = [sys.executable, "-m", "gpuworkbench"]
-        subprocess.run([*command, "--headless", "--preset", "quickstart", "--run-id", "quickstart"], env=environ, check=True)
+        subprocess.run(
+            [*command, "--headless", "--preset", "quickstart", "--run-id", "quickstart"], env=environ, check=True
+        )
         wall_s = time.perf_counter() - started
         sample = subprocess.run(
-            [*command, "sample", "quickstart", "--tokens", "80"], env=environ, check=True, capture_output=True, text=True
+            [*command, "sample", "quickstart", "--tokens", "80"],
+            env=environ,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         log = Path(environ["GPUWORKBENCH_RUNS_DIR"]) / "quickstart" / "events.jsonl"
         events = [msgspec.json.decode(line) for line in log.read_bytes().splitlines()]

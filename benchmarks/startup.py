@@ -35,7 +35,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "GPUWORKBENCH_RUNS_DIR": str(Path(folder) / "runs"), "CUDA_VISIBLE_DEVICES": ""}
-        results: dict[str, Any] = {name: summary(time_command(words, environ, rounds)) for name, words in COMMANDS.items()}
+        results: dict[str, Any] = {
+            name: summary(time_command(words, environ, rounds)) for name, words in COMMANDS.items()
+        }
         first_step(environ, "warm-up")  # prepares the corpus where it is not cached
         results["first step of quickstart, data cached"] = summary(
             [first_step(environ, f"round-{number}") for number in range(rounds)]

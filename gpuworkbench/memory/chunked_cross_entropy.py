@@ -34,7 +34,7 @@ class ChunkedCrossEntropy:
     def __call__(self, hidden: Tensor, head_weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
         """(N, C), (V_padded, C), (N,) -> mean loss in nats, fp32 at least; autocast decides the products' type."""
         options = _Options(vocab_size, self.chunk_rows, _compute_dtype(hidden), torch.is_grad_enabled())
-        return _LinearCrossEntropy.apply(hidden, head_weight, targets, options)  # type: ignore[no-untyped-call]
+        return _LinearCrossEntropy.apply(hidden, head_weight, targets, options)
 
 
 class _Options(NamedTuple):
