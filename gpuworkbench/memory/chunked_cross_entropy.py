@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from gpuworkbench.config.schema import MemoryConfig
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.head import IGNORE_INDEX, padding_bias
 from gpuworkbench.models.linear import linear, matmul
@@ -26,6 +27,11 @@ class ChunkedCrossEntropy:
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows = {chunk_rows}: a chunk has at least one row")
         self.chunk_rows = chunk_rows
+
+    @classmethod
+    def from_config(cls, config: MemoryConfig) -> ChunkedCrossEntropy:
+        """As memory.cross_entropy_chunk_rows says."""
+        return cls(config.cross_entropy_chunk_rows)
 
     def apply(self, model: LanguageModel) -> None:
         """Let `model` compute its loss this way."""
