@@ -11,6 +11,7 @@ The tree:
     ├── RunLockedError             exit 3   another process is training this run
     ├── DoesNotFitError            exit 4   the card, the host memory or the disk is too small
     └── CheckpointError            exit 1   no intact checkpoint could be read or written
+        └── ForeignCheckpointError          an intact one that this program or run cannot use: nothing is put aside
 """
 
 from __future__ import annotations
@@ -96,3 +97,7 @@ class CheckpointError(WorkbenchError):
     """No intact checkpoint could be read, or one could not be written."""
 
     kind = "io"
+
+
+class ForeignCheckpointError(CheckpointError):
+    """A checkpoint is intact but of another program version, model or optimizer: an older one would be no better."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gpuworkbench.commands.follow import POLL_S, caught_up_log, make_renderer
+from gpuworkbench.commands.follow import POLL_S, caught_up_log, make_renderer, saved_so_far, show_log_end
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.runs.lock import probe_lock
@@ -31,7 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     renderer.finish(state)
     report = derive_status(paths)
     if report.status == RunStatus.CRASHED:
-        print(f"gpuworkbench: {paths.run_id} crashed: {report.reason}", file=sys.stderr)
-        for line in report.log_end:
-            print(f"  {line}", file=sys.stderr)
+        print(f"gpuworkbench: {paths.run_id} crashed: {report.reason}; {saved_so_far(paths)}", file=sys.stderr)
+        show_log_end(report.log_end, paths)
     return report.exit_code if report.exit_code is not None else _CODES.get(report.status, ExitCode.FAILED)

@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from gpuworkbench.errors import ExitCode
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.headless.renderer import HeadlessRenderer
-from gpuworkbench.launch.spawn import signal_trainer
+from gpuworkbench.launch.spawn import TrainerProcess
+from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.tail import log_end
 from gpuworkbench.state.live_log import LiveLog
-from gpuworkbench.state.run_state import RunState
 from gpuworkbench.text import safe_text
 
+Handler = Callable[[int, FrameType | None], None]
 POLL_S = 0.1
 LOG_LINES = 12
+
+
+class ForwardedSignals:
+    """SIGINT and SIGTERM of this process, meant for the trainer; before there is one they end this process."""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+        self.trainer: TrainerProcess | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The handler. Prints nothing: it may run in the middle of a print."""
+        if self.trainer is None:
+            raise KeyboardInterrupt
+        self.n_asked += 1
+        self.trainer.pass_on(signal.Signals(number))
+
+
+@contextmanager
+def forwarded_signals() -> Iterator[ForwardedSignals]:
+    """Forward SIGINT and SIGTERM to the trainer, as the signal they are; on SIGHUP leave, and let it train."""
+    signals = ForwardedSignals()
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        os._exit(128 + signal.SIGHUP)
+
+    forward = signals.handle
+    handlers: dict[signal.Signals, Handler] = {signal.SIGINT: forward, signal.SIGTERM: forward}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup: the terminal may go, the watching goes on
+        handlers[signal.SIGHUP] = leave
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def make_renderer(as_json: bool) -> HeadlessRenderer:
@@ -39,64 +73,50 @@ def caught_up_log(paths: RunPaths, *, show_from_start: bool) -> LiveLog:
     return log
 
 
-def follow_trainer(
-    paths: RunPaths, process: subprocess.Popen[bytes], *, as_json: bool, log: LiveLog | None = None
-) -> int:
-    """Show a trainer we started until it ends; returns its exit code.
-
-    SIGINT and SIGTERM go to the trainer (the second one ends it at once); SIGHUP ends only the watching.
-    """
+def follow_trainer(trainer: TrainerProcess, signals: ForwardedSignals, log: LiveLog, *, as_json: bool) -> int:
+    """Show a trainer we started until it ends; returns its exit code."""
     renderer = make_renderer(as_json)
-    with forwarded_signals(process, renderer):
-        state = follow(paths.events, renderer, poll_s=POLL_S, is_done=lambda: process.poll() is not None, log=log)
-    code = exit_code_of(process)
-    if code != ExitCode.LOCKED:
-        renderer.finish(state)
-        explain_silent_end(paths, state, code)
+    has_noted = False
+
+    def is_done() -> bool:
+        nonlocal has_noted
+        trainer.deliver()
+        if signals.n_asked and not has_noted:
+            has_noted = True
+            renderer.note("stopping after this step, with a checkpoint; once more to end at once", "warning")
+        return trainer.exit_code() is not None
+
+    state = follow(trainer.paths.events, renderer, poll_s=POLL_S, is_done=is_done, log=log)
+    code = trainer.exit_code()
+    assert code is not None
+    renderer.finish(state)
+    if not state.is_finished or state.exit_code != code:
+        explain_silent_end(trainer.paths, code)
     return code
 
 
-def explain_silent_end(paths: RunPaths, state: RunState, code: int) -> None:
-    """A trainer that ended without saying why in its log of events: show the end of its output."""
-    if state.is_finished or code in (ExitCode.OK, ExitCode.STOPPED):
-        return
-    print(f"gpuworkbench: the trainer ended with code {code}; the end of {paths.trainer_log}:", file=sys.stderr)
-    for line in log_end(paths.trainer_log, LOG_LINES):
+def explain_silent_end(paths: RunPaths, code: int) -> None:
+    """A trainer that ended without saying why in its log of events: the signal, its last words, what is saved."""
+    cause = f"by signal {code - 128}" if code > 128 else f"with code {code}"
+    print(f"gpuworkbench: the trainer was ended {cause}; {saved_so_far(paths)}", file=sys.stderr)
+    show_log_end(log_end(paths.trainer_log, LOG_LINES), paths)
+
+
+def show_log_end(lines: tuple[str, ...], paths: RunPaths) -> None:
+    """The last lines of trainer.log, where there are any."""
+    if lines:
+        print(f"the end of {safe_text(str(paths.trainer_log))}:", file=sys.stderr)
+    for line in lines:
         print(f"  {safe_text(line)}", file=sys.stderr)
-    print(f"go on from its last checkpoint: gpuworkbench --headless --resume {paths.run_id}", file=sys.stderr)
 
 
-def exit_code_of(process: subprocess.Popen[bytes]) -> int:
-    """The trainer's exit code; death by signal N is 128 + N, as a shell says it."""
-    code = process.wait()
-    return code if code >= 0 else 128 - code
-
-
-@contextmanager
-def forwarded_signals(process: subprocess.Popen[bytes], renderer: HeadlessRenderer) -> Iterator[None]:
-    """Forward SIGINT and SIGTERM to the trainer, as the signal they are; on SIGHUP leave, and let it train."""
-    asked = 0
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        signal_trainer(process, signal.Signals(number))
-        if asked == 1:
-            renderer.note("stopping after this step, with a checkpoint; once more to end at once", "warning")
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        os._exit(128 + signal.SIGHUP)
-
-    previous = {
-        signal.SIGINT: signal.signal(signal.SIGINT, forward),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, leave),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def saved_so_far(paths: RunPaths) -> str:
+    """The last checkpoint, and how to go on from it."""
+    references = list_checkpoints(paths)
+    if not references:
+        return "it has no checkpoint yet"
+    step = references[0].step
+    return f"its last checkpoint is of step {step}: gpuworkbench --headless --resume {paths.run_id}"
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> bool:

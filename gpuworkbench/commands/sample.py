@@ -9,8 +9,8 @@ import sys
 import msgspec
 
 from gpuworkbench.commands.output import print_json
-from gpuworkbench.errors import ExitCode
-from gpuworkbench.launch.spawn import trainer_environment
+from gpuworkbench.errors import ExitCode, UsageError
+from gpuworkbench.launch.spawn import torch_command, trainer_environment
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import resolve_run
 from gpuworkbench.text import safe_text
@@ -28,12 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "checkpoint": arguments.checkpoint,
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpuworkbench.tools.sample", msgspec.json.encode(request).decode()],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env=trainer_environment(),
-    )
+    process = start_sampler(request)
     assert process.stdout is not None
     head: dict[str, object] = {}
     pieces: list[str] = []
@@ -58,6 +53,23 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write("\n")
     return ExitCode.OK
+
+
+def start_sampler(request: dict[str, object]) -> subprocess.Popen[bytes]:
+    """The subprocess, in a session of its own so that Ctrl-C reaches only us. Raises UsageError."""
+    try:
+        command = torch_command("gpuworkbench.tools.sample", msgspec.json.encode(request).decode())
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=trainer_environment(),
+        )
+    except UnicodeEncodeError:
+        raise UsageError("--prompt is not valid UTF-8", "give text in the terminal's encoding") from None
+    except OSError as error:
+        raise UsageError(f"the sampler cannot be started: {error.strerror or error}", "shorten --prompt") from None
 
 
 def show(text: str, as_json: bool) -> None:

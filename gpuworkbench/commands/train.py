@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from gpuworkbench.commands.follow import caught_up_log, follow_trainer, wait_for
+from gpuworkbench.commands.follow import caught_up_log, follow_trainer, forwarded_signals, wait_for
 from gpuworkbench.commands.output import print_json
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError
 from gpuworkbench.launch import create as creation
 from gpuworkbench.launch import resume as resumption
+from gpuworkbench.launch.fork import fork
 from gpuworkbench.launch.spawn import spawn_trainer
 from gpuworkbench.runs.create import discard_run
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths, runs_dir
 from gpuworkbench.runs.store import resolve_run
+from gpuworkbench.runs.tail import tail_events
 
-DETACH_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0  # for an interpreter to start and to take the run's lock
+
+
+class Plan(NamedTuple):
+    """What is to be trained, and what was made for it."""
+
+    paths: RunPaths
+    run_file: Path
+    is_new_run: bool
+    is_new_file: bool
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Create, resume or fork a run and train it; returns the trainer's exit code."""
     check_flags(arguments)
-    is_new = arguments.resume is None or arguments.fork
-    paths, run_file = prepare(arguments)
-    say(f"run {paths.run_id} in {paths.root}")
-    log = caught_up_log(paths, show_from_start=False)
-    process = spawn_trainer(paths)
-    if arguments.detach:
-        return detach(paths, process, arguments.json)
-    code = follow_trainer(paths, process, as_json=arguments.json, log=log)
-    if code == ExitCode.LOCKED:
-        if run_file is not None:
-            run_file.unlink(missing_ok=True)
-        resumption.refuse_locked(paths)
-    if code == ExitCode.USAGE and is_new and not any(paths.checkpoints.iterdir()):
-        discard_run(paths)
+    plan = prepare(arguments)
+    log = caught_up_log(plan.paths, show_from_start=False)
+    with forwarded_signals() as signals:
+        trainer = signals.trainer = spawn_trainer(plan.paths, plan.run_file)
+        wait_for(trainer.is_settled, START_TIMEOUT_S)
+        code = trainer.exit_code()
+        if code == ExitCode.LOCKED:
+            if plan.is_new_file and not plan.is_new_run:
+                plan.run_file.unlink(missing_ok=True)
+            raise resumption.locked_by(plan.paths, probe_lock(plan.paths.lock))
+        say(f"run {plan.paths.run_id} in {plan.paths.root}")
+        if arguments.detach and code in (None, ExitCode.OK):
+            return detached(plan.paths, trainer.pid, arguments.json)
+        code = follow_trainer(trainer, signals, log, as_json=arguments.json)
+    if code in (ExitCode.USAGE, ExitCode.DOES_NOT_FIT):
+        discard_refused(plan)
     return code
 
 
@@ -59,8 +72,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--run-id names a new run", "leave it out with --resume, or add --fork")
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[RunPaths, Path | None]:
-    """The run's directory, and the run file a resume with changed keys wrote. Raises every kind of refusal."""
+def prepare(arguments: argparse.Namespace) -> Plan:
+    """The run to train, with the run file to train it by. Raises every kind of refusal."""
     directory = runs_dir(arguments.runs_dir)
     sets = tuple(parse_set(text) for text in arguments.sets)
     if arguments.resume is None:
@@ -72,27 +85,42 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunPaths, Path | None]:
             cpu_twin=arguments.cpu_twin,
             run_id=arguments.run_id,
         )
-        return creation.create(request, on_progress=DataProgress()), None
-    paths = resolve_run(directory, arguments.resume)
+        created = creation.create(request, on_progress=DataProgress())
+        return Plan(created, created.run_toml, is_new_run=True, is_new_file=True)
+    parent = resolve_run(directory, arguments.resume)
     if arguments.fork:
-        child = resumption.fork(paths, directory, sets=sets, steps=arguments.steps, run_id=arguments.run_id)
-        say(f"forked from {paths.run_id}")
-        return child, None
-    resumed = resumption.resume(paths, sets=sets, steps=arguments.steps)
+        child = fork(parent, directory, sets=sets, steps=arguments.steps, run_id=arguments.run_id)
+        say(f"forked from {parent.run_id}")
+        return Plan(child, child.run_toml, is_new_run=True, is_new_file=True)
+    resumed = resumption.resume(parent, sets=sets, steps=arguments.steps)
     for difference in resumed.changed:
         say(f"changed: {difference}")
-    return paths, resumed.run_file
+    return Plan(parent, resumed.run_file, is_new_run=False, is_new_file=resumed.is_new_file)
 
 
-def detach(paths: RunPaths, process: subprocess.Popen[bytes], as_json: bool) -> int:
-    """Return once the trainer holds its run; raise nothing if it refuses later: `runs` tells."""
-    wait_for(lambda: probe_lock(paths.lock) is not None or process.poll() is not None, DETACH_TIMEOUT_S)
-    if process.poll() is not None and process.returncode not in (0, None):
-        return follow_trainer(paths, process, as_json=as_json)
+def discard_refused(plan: Plan) -> None:
+    """Take back what was made for an attempt that the trainer refused before it began: the run, or its run file."""
+    if has_begun(plan.paths):
+        return
+    if plan.is_new_run:
+        discard_run(plan.paths)
+    elif plan.is_new_file:
+        plan.run_file.unlink(missing_ok=True)
+
+
+def has_begun(paths: RunPaths) -> bool:
+    """Whether the newest attempt in the log got further than to an error."""
+    events = tail_events(paths.events)
+    newest = max((event.attempt for event in events), default=None)
+    return any(event.attempt == newest and event.type not in ("error", "run_finished") for event in events)
+
+
+def detached(paths: RunPaths, pid: int, as_json: bool) -> int:
+    """Say where the run goes on. If its trainer refuses later, `runs` and `attach` tell."""
     if as_json:
-        print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": process.pid})
+        print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": pid})
     else:
-        print(f"training goes on in process {process.pid}; watch it with: gpuworkbench attach {paths.run_id}")
+        print(f"training goes on in process {pid}; watch it with: gpuworkbench attach {paths.run_id}")
     return ExitCode.OK
 
 

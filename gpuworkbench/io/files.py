@@ -53,6 +53,10 @@ class Files:
         """rename(2): atomic, replaces a file (or an empty directory) at `target`."""
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """link(2): a second name; FileExistsError where `target` exists, unlike rename."""
+        os.link(source, target)
+
     def unlink(self, path: Path) -> None:
         """unlink(2)."""
         os.unlink(path)
@@ -76,7 +80,10 @@ def write_all(files: Files, fd: int, data: bytes | memoryview) -> None:
 
 
 def remove_tree(files: Files, path: Path) -> None:
-    """Remove a directory and what is in it, without following symlinks."""
+    """Remove a directory and what is in it. Symlinks are removed, never followed, `path` itself included."""
+    if path.is_symlink():
+        files.unlink(path)
+        return
     with os.scandir(path) as scan:
         entries = list(scan)
     for entry in entries:

@@ -1,9 +1,8 @@
-"""Going on with a saved run, or forking another from it."""
+"""Going on with a saved run: what may change, and the run file of the attempt that follows."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,26 +14,26 @@ from gpuworkbench.config.loader import Override, apply_overrides, build, environ
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_regular_file
 from gpuworkbench.data import prepare
-from gpuworkbench.errors import CheckpointError, ConfigError, RunLockedError
-from gpuworkbench.io.atomic import atomic_write_bytes
-from gpuworkbench.runs.create import create_run, newest_run_file, next_attempt_file
+from gpuworkbench.errors import ConfigError, RunLockedError
+from gpuworkbench.launch.resolve import resolve_steps
+from gpuworkbench.runs.create import newest_run_file, write_attempt_file
 from gpuworkbench.runs.lock import probe_lock
-from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
-from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
+from gpuworkbench.runs.manifest import list_checkpoints
+from gpuworkbench.runs.paths import RunPaths
 
 
 class Resumption(NamedTuple):
-    """A run that may go on: `changed` keys, and the run file written for this attempt where there are any."""
+    """A run that may go on: `changed` keys, the run file to train with, and whether it was written for this attempt."""
 
     paths: RunPaths
     changed: tuple[Difference, ...]
-    run_file: Path | None
+    run_file: Path
+    is_new_file: bool
 
 
 def run_config(paths: RunPaths) -> RunConfig:
     """The newest resolved config of a run. Raises ConfigError, RunError."""
-    path = newest_run_file(paths)
-    return build(parse_toml(read_regular_file(path), str(path)), str(path))
+    return _read(newest_run_file(paths))
 
 
 def resume(
@@ -49,7 +48,8 @@ def resume(
     Raises RunLockedError, ConfigError (a semantic key changed; naming `--fork`), RunError.
     """
     refuse_locked(paths)
-    old = run_config(paths)
+    newest = newest_run_file(paths)
+    old = _read(newest)
     new = changed_config(old, sets, steps, environ)
     changed = tuple(differences(old, new))
     semantic = [difference for difference in changed if difference.is_semantic]
@@ -59,72 +59,26 @@ def resume(
             "add --fork to train on as a new run, or leave it as it was",
         )
     refuse_past_end(paths, new)
-    run_file = None
-    if changed:
-        run_file = next_attempt_file(paths)
-        atomic_write_bytes(run_file, dump_toml(new))
-    return Resumption(paths, changed, run_file)
-
-
-def fork(
-    paths: RunPaths,
-    runs_dir: Path,
-    *,
-    sets: Iterable[Override] = (),
-    steps: int | None = None,
-    run_id: str | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> RunPaths:
-    """A new run that starts from the newest intact checkpoint of `paths`, with changed keys.
-
-    The parent is only read. Raises ConfigError, RunError, CheckpointError.
-    """
-    if run_id is not None:
-        validate_run_id(run_id)
-    old = run_config(paths)
-    reference = newest_intact_checkpoint(paths)
-    new = changed_config(old, sets, steps, environ)
-    if any(difference.key.startswith("model.") for difference in differences(old, new)):
-        raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
-    data = prepare(msgspec.structs.replace(new, data=msgspec.structs.replace(new.data, sha256=None)))
-    new = msgspec.structs.replace(
-        new,
-        data=msgspec.structs.replace(new.data, sha256=data.sha256),
-        forked_from=f"{paths.root.name}@{reference.step}",
-    )
-    refuse_past_end(paths, new)
-    child_id = run_id or new_run_id(old.preset)
-    child = create_run(runs_dir, child_id, read_regular_file(paths.preset_toml), dump_toml(new))
-    target = child.checkpoint(reference.step)
-    shutil.copytree(reference.path, target.with_name(f".tmp-{target.name}"))
-    os.rename(target.with_name(f".tmp-{target.name}"), target)
-    return child
-
-
-def newest_intact_checkpoint(paths: RunPaths) -> CheckpointRef:
-    """The newest checkpoint whose manifest holds. Raises CheckpointError when there is none."""
-    problem = "it has none yet"
-    for reference in list_checkpoints(paths):
-        try:
-            verify_checkpoint(reference.path)
-        except CheckpointError as error:
-            problem = error.line()
-            continue
-        return reference
-    raise CheckpointError(f"{paths.root.name}: no intact checkpoint: {problem}", "train it further first")
+    if not changed:
+        return Resumption(paths, (), newest, is_new_file=False)
+    return Resumption(paths, changed, write_attempt_file(paths, dump_toml(new)), is_new_file=True)
 
 
 def changed_config(
     old: RunConfig, sets: Iterable[Override], steps: int | None, environ: Mapping[str, str]
 ) -> RunConfig:
-    """`old` with environment and command-line overrides. Raises ConfigError."""
+    """`old` with environment and command-line overrides. Raises ConfigError; DataError where epochs become steps."""
     overrides = [*environment_overrides(environ), *sets]
     if steps is not None:
         overrides.append(Override("train.max_steps", steps, "--steps"))
     if not overrides:
         return old
     named = ", ".join(dict.fromkeys(f"{override.where} {override.key}" for override in overrides))
-    return build(apply_overrides(as_table(old), overrides), f"the run with {named}")
+    new = build(apply_overrides(as_table(old), overrides), f"the run with {named}")
+    keys = {override.key for override in overrides}
+    if "train.max_epochs" in keys and "train.max_steps" not in keys:
+        new = _with_steps_of_epochs(new)
+    return new
 
 
 def as_table(config: RunConfig) -> dict[str, Any]:
@@ -136,10 +90,16 @@ def refuse_locked(paths: RunPaths) -> None:
     """RunLockedError when a trainer holds the run."""
     pid = probe_lock(paths.lock)
     if pid is not None:
-        raise RunLockedError(
-            f"{paths.root.name} is being trained by process {pid}",
-            f"`gpuworkbench attach {paths.root.name}` shows it, `gpuworkbench stop` ends it",
-        )
+        raise locked_by(paths, pid)
+
+
+def locked_by(paths: RunPaths, pid: int | None) -> RunLockedError:
+    """The refusal, naming the process where it can be named (not one of another container)."""
+    holder = f"process {pid}" if pid else "another process"
+    return RunLockedError(
+        f"{paths.root.name} is being trained by {holder}",
+        f"`gpuworkbench attach {paths.root.name}` shows it, `gpuworkbench stop {paths.root.name}` ends it",
+    )
 
 
 def refuse_past_end(paths: RunPaths, config: RunConfig) -> None:
@@ -151,3 +111,15 @@ def refuse_past_end(paths: RunPaths, config: RunConfig) -> None:
             f"--steps {limit}: {paths.root.name} is already at step {references[0].step}",
             "--steps is the run's total; give a larger one",
         )
+
+
+def _read(path: Path) -> RunConfig:
+    return build(parse_toml(read_regular_file(path), str(path)), str(path))
+
+
+def _with_steps_of_epochs(config: RunConfig) -> RunConfig:
+    """`train.max_steps` anew from `train.max_epochs`: the stored one was resolved from what was configured before."""
+    n_train_tokens = prepare(config).n_train_tokens
+    replace = msgspec.structs.replace
+    steps = resolve_steps(replace(config, train=replace(config.train, max_steps=None)), n_train_tokens)
+    return replace(config, train=replace(config.train, max_steps=steps))

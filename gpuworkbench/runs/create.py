@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +14,9 @@ from gpuworkbench.io.atomic import TEMPORARY_PREFIX, discard_directory, write_du
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import ATTEMPT_FILE_NAME, RunPaths, validate_run_id
 from gpuworkbench.runs.tail import last_attempt
+
+# What file systems without hard links answer (FAT, some network ones).
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes, files: Files = REAL_FILES) -> RunPaths:
@@ -45,6 +50,41 @@ def next_attempt_file(paths: RunPaths) -> Path:
     """The `run.<attempt>.toml` that a resume with changed keys writes; its number is above every earlier attempt's."""
     earlier = max([last_attempt(paths.events) or 1, *_attempt_files(paths)])
     return paths.attempt_toml(earlier + 1)
+
+
+def write_attempt_file(paths: RunPaths, run_toml: bytes, files: Files = REAL_FILES) -> Path:
+    """Store a changed configuration as `next_attempt_file`, durably; returns where.
+
+    Several resumes may do so at once: each gets a file of its own, none replaces another's. Raises RunError.
+    """
+    temporary = paths.root / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.toml"
+    try:
+        try:
+            write_durable(temporary, run_toml, files)
+            target = _link_as_next(paths, temporary, files)
+        finally:
+            with contextlib.suppress(OSError):
+                files.unlink(temporary)
+        files.fsync_directory(paths.root)
+    except OSError as error:
+        raise RunError(
+            f"the changed configuration cannot be stored in {paths.root}: {error.strerror or error}", "check the disk"
+        ) from None
+    return target
+
+
+def _link_as_next(paths: RunPaths, temporary: Path, files: Files) -> Path:
+    while True:
+        target = next_attempt_file(paths)
+        try:
+            files.link(temporary, target)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            files.rename(temporary, target)
+        return target
 
 
 def newest_run_file(paths: RunPaths) -> Path:

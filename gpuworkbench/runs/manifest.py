@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from gpuworkbench.errors import CheckpointError
+from gpuworkbench.errors import CheckpointError, ForeignCheckpointError
 from gpuworkbench.io import REAL_FILES, Files, write_durable
 from gpuworkbench.io.reading import open_regular, read_regular_file
 from gpuworkbench.runs.paths import CHECKPOINT_NAME, RunPaths
@@ -79,7 +79,10 @@ def write_manifest(directory: Path, step: int, files: Files = REAL_FILES) -> Man
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a checkpoint, itself verified; its files are not looked at. Raises CheckpointError."""
+    """The manifest of a checkpoint, itself verified; its files are not looked at.
+
+    Raises CheckpointError where it is damaged, ForeignCheckpointError where it is of another version.
+    """
     where = f"{directory.name}/{MANIFEST_NAME}"
     try:
         data = read_regular_file(directory / MANIFEST_NAME, MAX_MANIFEST_BYTES)
@@ -91,7 +94,9 @@ def read_manifest(directory: Path) -> Manifest:
     if manifest.digest != _digest(manifest) or data != _encode(manifest):
         raise CheckpointError(f"{where} is damaged: its digest differs", _FALL_BACK)
     if manifest.version != MANIFEST_VERSION:
-        raise CheckpointError(f"{where} has version {manifest.version}, not {MANIFEST_VERSION}", "update gpuworkbench")
+        raise ForeignCheckpointError(
+            f"{where} has version {manifest.version}, not {MANIFEST_VERSION}", "use the gpuworkbench that wrote it"
+        )
     match = CHECKPOINT_NAME.fullmatch(directory.name)
     if match and int(match[1]) != manifest.step:
         raise CheckpointError(f"{where} is of step {manifest.step}: the directory was renamed", _FALL_BACK)

@@ -15,6 +15,7 @@ from gpuworkbench.text import safe_text
 
 TAIL_BYTES = 64 * 1024
 WIDE_TAIL_BYTES = 2 * 1024 * 1024
+ATTEMPT_MARK = "=== attempt "  # begins the line that begins an attempt in trainer.log
 
 
 class Glimpse(Struct, frozen=True, kw_only=True):
@@ -35,6 +36,7 @@ class Glimpse(Struct, frozen=True, kw_only=True):
     message: str | None = None
     id: str | None = None
     command: str | None = None
+    code: str | None = None
     ok: bool | None = None
 
 
@@ -68,13 +70,15 @@ def last_attempt(path: Path) -> int | None:
 
 
 def log_end(path: Path, max_lines: int = 20, max_bytes: int = 16 * 1024) -> tuple[str, ...]:
-    """The last lines of a log file that say anything, safe to print; empty where there is no log."""
+    """The newest attempt's last lines that say anything, safe to print; empty where there are none or no log."""
     try:
         data = read_tail(path, max_bytes).data
     except OSError:
         return ()
     lines = [line.strip() for line in data.decode("utf-8", "replace").replace("\r", "\n").split("\n")]
-    return tuple(safe_text(line, max_chars=500) for line in lines if line)[-max_lines:]
+    marks = [number for number, line in enumerate(lines) if line.startswith(ATTEMPT_MARK)]
+    newest = lines[marks[-1] + 1 :] if marks else lines
+    return tuple(safe_text(line, max_chars=500) for line in newest if line)[-max_lines:]
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, object] | None:

@@ -24,7 +24,7 @@ from gpuworkbench.models.generate import generate
 from gpuworkbench.runs.create import newest_run_file
 from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.training.checkpoint import load_model_tensors
+from gpuworkbench.training.checkpoint_files import load_model_tensors
 from gpuworkbench.training.state import ModelState, Part
 
 

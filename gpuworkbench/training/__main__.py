@@ -1,75 +1,118 @@
-"""`python -m gpuworkbench.training RUN_DIR`: one attempt at a run, from lock to exit code.
+"""`python -m gpuworkbench.training RUN_DIR [RUN_FILE]`: one attempt at a run, from lock to exit code.
 
 The launcher starts this in a session of its own with stdout and stderr in trainer.log. Whatever happens, the
 attempt's last event is `run_finished` with the exit code that the process returns (unless it is killed outright).
+RUN_FILE is the name of the run.toml or run.<attempt>.toml that the launcher checked; without it the newest holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
-from gpuworkbench.errors import ExitCode, RunError, WorkbenchError
+from gpuworkbench.errors import ExitCode, RunError, RunLockedError, WorkbenchError
 from gpuworkbench.events.schema import Error, RunFinished
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.io import discard_leftovers
+from gpuworkbench.io.atomic import TEMPORARY_PREFIX
 from gpuworkbench.runs.control import discard_commands_before
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.lock import RunLock
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.runs.tail import last_attempt
+from gpuworkbench.runs.tail import ATTEMPT_MARK, last_attempt
 from gpuworkbench.training.controls import Signals
+
+
+class Ending(NamedTuple):
+    """The fields of `run_finished`."""
+
+    step: int
+    status: str
+    exit_code: int
+    reason: str
 
 
 def main(arguments: list[str]) -> int:
     """Run one attempt; returns the exit code."""
-    if len(arguments) != 1:
-        print("gpuworkbench.training: give one run directory", file=sys.stderr)
+    if len(arguments) not in (1, 2):
+        print("gpuworkbench.training: give a run directory, and no more than a run file's name", file=sys.stderr)
         return ExitCode.USAGE
     paths = RunPaths(Path(arguments[0]).resolve())
     signals = Signals()
     signals.install()
+    started_unix_s = time.time()
     try:
         if not paths.root.is_dir():
             raise RunError(f"{paths.root}: no such run directory", "`gpuworkbench runs` lists them")
-        lock = RunLock(paths.lock)
-        lock.acquire()
+        RunLock(paths.lock).acquire()
+        discard_commands_before(paths, started_unix_s)  # a stop meant for a trainer that died first
+        discard_leftovers(paths.checkpoints)
+        _discard_own_leftovers(paths)
+        return _attempt(paths, signals, arguments[1] if len(arguments) == 2 else None)
     except WorkbenchError as error:
-        print(error.line(), file=sys.stderr)
+        if not (isinstance(error, RunLockedError) and _is_stderr(paths.trainer_log)):
+            print(error.line(), file=sys.stderr)
         return error.exit_code
-    return _attempt(paths, signals)
 
 
-def _attempt(paths: RunPaths, signals: Signals) -> int:
-    from gpuworkbench.training.attempt import run_attempt
+def _discard_own_leftovers(paths: RunPaths) -> None:
+    """Remove the temporary files that killed trainers left; launchers write here too, so only a trainer's own."""
+    for owned in (paths.heartbeat, paths.env, paths.events_index):
+        for leftover in paths.root.glob(f"{TEMPORARY_PREFIX}*-{owned.name}"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
-    discard_commands_before(paths, time.time())  # a stop meant for a trainer that died first
-    discard_leftovers(paths.checkpoints)
+
+def _is_stderr(log: Path) -> bool:
+    """Whether stderr goes to `log`, which belongs to the trainer that holds the lock."""
+    try:
+        return os.path.samestat(os.fstat(2), os.stat(log))
+    except OSError:
+        return False
+
+
+def _attempt(paths: RunPaths, signals: Signals, run_file: str | None) -> int:
     attempt = (last_attempt(paths.events) or 0) + 1
-    events = EventWriter(paths.events, attempt=attempt)
+    print(f"{ATTEMPT_MARK}{attempt}, process {os.getpid()}", file=sys.stderr, flush=True)
+    try:
+        events = EventWriter(paths.events, attempt=attempt)
+    except OSError as error:
+        raise WorkbenchError(f"{paths.events} cannot be written: {error.strerror or error}", "check the disk") from None
     heartbeat = HeartbeatWriter(paths.heartbeat)
     heartbeat.start()
-    step = 0
-    try:
-        outcome = run_attempt(paths, events, heartbeat, signals)
-        step, status, code, reason = outcome
-    except WorkbenchError as error:
-        step, status, code, reason = heartbeat.last_step, "failed", error.exit_code, error.line()
-        events.emit(Error, step=step, kind=error.kind, message=error.message, hint=error.hint)
-        print(error.line(), file=sys.stderr)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: the run's log must say why it ended
-        step, status, code = heartbeat.last_step, "failed", ExitCode.FAILED
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        events.emit(Error, step=step, kind="internal", message=reason, hint="the traceback is in trainer.log")
-        traceback.print_exc()
-    events.emit(RunFinished, step=step, status=status, exit_code=int(code), reason=reason)
+    ending = _train(paths, events, heartbeat, signals, run_file)
+    events.emit(
+        RunFinished, step=ending.step, status=ending.status, exit_code=int(ending.exit_code), reason=ending.reason
+    )
     events.sync()
     events.close()
     heartbeat.stop()
-    return int(code)
+    return int(ending.exit_code)
+
+
+def _train(
+    paths: RunPaths, events: EventWriter, heartbeat: HeartbeatWriter, signals: Signals, run_file: str | None
+) -> Ending:
+    """The attempt and how it ended; a failure has its `error` event and its words in trainer.log."""
+    try:
+        from gpuworkbench.training.attempt import run_attempt
+
+        return Ending(*run_attempt(paths, events, heartbeat, signals, run_file))
+    except WorkbenchError as error:
+        events.emit(Error, step=heartbeat.last_step, kind=error.kind, message=error.message, hint=error.hint)
+        print(error.line(), file=sys.stderr)
+        return Ending(heartbeat.last_step, "failed", error.exit_code, error.line())
+    except Exception as error:  # noqa: BLE001 - the last line of defence: the run's log must say why it ended
+        kind = "io" if isinstance(error, OSError) else "internal"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        events.emit(Error, step=heartbeat.last_step, kind=kind, message=reason, hint="the traceback is in trainer.log")
+        traceback.print_exc()
+        return Ending(heartbeat.last_step, "failed", ExitCode.FAILED, reason)
 
 
 if __name__ == "__main__":

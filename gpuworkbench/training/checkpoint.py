@@ -2,57 +2,41 @@
 
 Order of a commit, each step needed for "an acknowledged checkpoint survives a power cut": write the files into a
 temporary directory, fsync each, write the manifest with their sha256, fsync the directory, rename it to its final
-name, fsync the parent, then emit `checkpoint_saved`. Only that event acknowledges.
+name, fsync the parent, then emit `checkpoint_saved`. Only that event acknowledges, and only after it is anything
+older removed.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-import torch
-from safetensors import safe_open
-
-from gpuworkbench.errors import CheckpointError
+from gpuworkbench.errors import CheckpointError, ForeignCheckpointError
 from gpuworkbench.events.schema import CheckpointSaved
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.events.writer import EventWriter
-from gpuworkbench.io.atomic import commit_directory, discard_directory, temporary_path, write_durable
+from gpuworkbench.io.atomic import TEMPORARY_PREFIX, commit_directory, discard_directory, temporary_path
 from gpuworkbench.io.files import REAL_FILES, Files, remove_tree
-from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
-from gpuworkbench.runs.manifest import Manifest, list_checkpoints, verify_checkpoint, write_manifest
-from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.training.state import STATE_VERSION, Part, Stateful
+from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
+from gpuworkbench.runs.paths import CHECKPOINT_NAME, RunPaths
+from gpuworkbench.training.checkpoint_files import (
+    HostBuffers,
+    Snapshot,
+    load_checkpoint_files,
+    refuse_nonfinite,
+    take_snapshot,
+    write_checkpoint_files,
+)
+from gpuworkbench.training.state import Stateful
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-STATE_FILE = "state.json"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A run's state at one step, in host memory: nothing the next step changes."""
-
-    step: int
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    values: Mapping[str, Mapping[str, Any]]
-    versions: Mapping[str, int]
-    best_step: int | None
+DAMAGED_PREFIX = ".damaged-"
+RETIRED_PREFIX = ".retired-"
+_HIDDEN_PREFIXES = (DAMAGED_PREFIX, RETIRED_PREFIX, TEMPORARY_PREFIX)
+WAIT_INTERVAL_S = 0.5
 
 
 class Restored(NamedTuple):
@@ -62,23 +46,11 @@ class Restored(NamedTuple):
     damaged: tuple[str, ...]
 
 
-class HostBuffers:
-    """Host memory for snapshots, allocated at the first and reused by every later one."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
-
-    def copy(self, part: str, name: str, source: torch.Tensor) -> torch.Tensor:
-        """Copy `source` into its buffer; on CUDA asynchronously, so `synchronize` before the bytes are read."""
-        buffer = self._buffers.get((part, name))
-        if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
-            buffer = torch.empty(source.shape, dtype=source.dtype, device="cpu")
-            self._buffers[part, name] = buffer
-        return buffer.copy_(source, non_blocking=source.is_cuda)
-
-
 class Checkpointer:
-    """Saves and restores the parts of one run. One save is in flight at a time."""
+    """Saves and restores the parts of one run. One save is in flight at a time.
+
+    `alive` is called while `wait` sees a checkpoint grow on the disk: a long write is progress, a hanging disk is not.
+    """
 
     def __init__(
         self,
@@ -89,6 +61,7 @@ class Checkpointer:
         keep_last: int,
         keep_best: bool,
         files: Files = REAL_FILES,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.paths = paths
         self.parts = parts
@@ -96,11 +69,13 @@ class Checkpointer:
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.files = files
+        self.alive = alive
+        self.last_saved_step: int | None = None
+        self.failure: Exception | None = None
         self._buffers = HostBuffers()
         self._thread: threading.Thread | None = None
         self._in_flight_step: int | None = None
-        self.last_saved_step: int | None = None
-        self.failure: BaseException | None = None
+        self._untrusted: set[int] = set()  # in place, but damaged or never acknowledged: retention does not count them
 
     def save(self, step: int, *, best_step: int | None, wait: bool = False) -> None:
         """Snapshot now, write behind training. A failed write is a warning event, never an exception.
@@ -108,7 +83,7 @@ class Checkpointer:
         Blocks while an earlier save is still being written. With `wait` (a run's end) it returns when the state is
         durable, or has failed to be a second time.
         """
-        if step not in (self.last_saved_step, self._in_flight_step):
+        if not self._is_saved_or_in_flight(step):
             self._start(step, best_step)
         if wait:
             self.wait()
@@ -116,83 +91,92 @@ class Checkpointer:
                 self._start(step, best_step)
                 self.wait()
 
+    def wait(self) -> None:
+        """Return when no save is in flight."""
+        if self._thread is None or self._in_flight_step is None:
+            return
+        growing = temporary_path(self.paths.checkpoint(self._in_flight_step))
+        num_bytes = -1
+        while self._thread.is_alive():
+            self._thread.join(WAIT_INTERVAL_S)
+            seen, num_bytes = num_bytes, _num_bytes(growing)
+            if num_bytes != seen:
+                self.alive()
+        self._thread = self._in_flight_step = None
+
+    def restore(self) -> Restored:
+        """Load the newest intact checkpoint into the parts.
+
+        A damaged one is put aside once one before it is loaded; what was wrong is in the result. Raises
+        CheckpointError when checkpoints exist and none is intact, ForeignCheckpointError when the newest intact one
+        does not belong to this run or program.
+        """
+        damaged: list[tuple[Path, CheckpointError]] = []
+        for reference in _candidates(self.paths):
+            try:
+                if reference.path.is_symlink():
+                    raise CheckpointError(f"{reference.path.name} is a symbolic link")
+                manifest = verify_checkpoint(reference.path)
+            except ForeignCheckpointError:
+                raise
+            except CheckpointError as error:
+                damaged.append((reference.path, error))
+                continue
+            load_checkpoint_files(reference.path, manifest, self.parts)
+            for path, _ in damaged:
+                self._put_aside(path, DAMAGED_PREFIX)
+            self.last_saved_step = reference.step
+            self._untrusted.discard(reference.step)
+            return Restored(reference.step, tuple(error.message for _, error in damaged))
+        if damaged:
+            raise CheckpointError(f"no intact checkpoint is left: {damaged[0][1].message}", "start the run anew")
+        return Restored(None, ())
+
+    def _is_saved_or_in_flight(self, step: int) -> bool:
+        is_writing = self._thread is not None and self._thread.is_alive()
+        return step == self.last_saved_step or (is_writing and step == self._in_flight_step)
+
     def _start(self, step: int, best_step: int | None) -> None:
         started = time.monotonic()
         self.wait()
-        snapshot = self._snapshot(step, best_step)
+        try:
+            snapshot = take_snapshot(self.parts, step, best_step, self._buffers)
+        except (RuntimeError, MemoryError) as error:
+            self._failed(step, error)
+            return
         stall_s = time.monotonic() - started
         self._in_flight_step = step
         self._thread = threading.Thread(
             target=self._write, args=(snapshot, stall_s), name="checkpoint-writer", daemon=True
         )
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when no save is in flight."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            self._in_flight_step = None
-
-    def restore(self) -> Restored:
-        """Load the newest intact checkpoint into the parts.
-
-        A damaged one is put aside and the one before it is tried; what was wrong is in the result. Raises
-        CheckpointError when checkpoints exist and none is intact.
-        """
-        damaged: list[str] = []
-        for reference in list_checkpoints(self.paths):
-            try:
-                manifest = verify_checkpoint(reference.path)
-                self._load(reference.path, manifest)
-            except CheckpointError as error:
-                damaged.append(error.line())
-                self._put_aside(reference.path)
-                continue
-            self.last_saved_step = reference.step
-            return Restored(reference.step, tuple(damaged))
-        if damaged:
-            raise CheckpointError(f"no intact checkpoint is left: {damaged[0]}", "start the run anew")
-        return Restored(None, ())
-
-    def _snapshot(self, step: int, best_step: int | None) -> Snapshot:
-        tensors: dict[str, dict[str, torch.Tensor]] = {}
-        values: dict[str, dict[str, Any]] = {}
-        for part_name, stateful in self.parts.items():
-            part = stateful.state()
-            if part.tensors:
-                tensors[part_name] = {
-                    name: self._buffers.copy(part_name, name, tensor) for name, tensor in part.tensors.items()
-                }
-            values[part_name] = dict(part.values)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
-        versions = {name: stateful.version for name, stateful in self.parts.items()}
-        return Snapshot(step, tensors, values, versions, best_step)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread is to be had
+            self._thread = self._in_flight_step = None
+            self._write(snapshot, stall_s)
 
     def _write(self, snapshot: Snapshot, stall_s: float) -> None:
         started = time.monotonic()
         final = self.paths.checkpoint(snapshot.step)
         temporary = temporary_path(final)
         try:
-            if temporary.exists():
+            refuse_nonfinite(snapshot)
+            if os.path.lexists(temporary):
                 remove_tree(self.files, temporary)
-            num_bytes = self._write_directory(temporary, snapshot)
+            num_bytes = write_checkpoint_files(temporary, snapshot, self.files)
+            if os.path.lexists(final):  # damaged, or never acknowledged: a saved step is not saved again
+                self.files.rename(final, _aside(final, RETIRED_PREFIX))
             commit_directory(temporary, final, self.files)
-        except (OSError, CheckpointError) as error:
-            self.failure = error
-            discard_directory(temporary)
-            since = "the start" if self.last_saved_step is None else f"step {self.last_saved_step}"
-            self.events.emit(
-                WarningEvent,
-                step=snapshot.step,
-                code="checkpoint_failed",
-                message=f"checkpoint at step {snapshot.step} could not be written ({error}); unsaved since {since}",
-                hint="free disk space or check the disk; training goes on and the next checkpoint is tried",
-            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on and is told
+            if os.path.lexists(temporary):
+                discard_directory(temporary, self.files)
+            elif os.path.lexists(final):
+                self._untrusted.add(snapshot.step)
+            self._failed(snapshot.step, error)
             return
         self.failure = None
         self.last_saved_step = snapshot.step
+        self._untrusted.discard(snapshot.step)
         self.events.emit(
             CheckpointSaved,
             step=snapshot.step,
@@ -204,88 +188,76 @@ class Checkpointer:
         self.events.sync()
         self._prune(snapshot.best_step)
 
-    def _write_directory(self, directory: Path, snapshot: Snapshot) -> int:
-        self.files.mkdir(directory)
-        for part_name, tensors in snapshot.tensors.items():
-            records = [_record(name, tensors[name]) for name in sorted(tensors)]
-            write_safetensors(directory / f"{part_name}.safetensors", records, self.files)
-        state = {
-            "version": STATE_VERSION,
-            "step": snapshot.step,
-            "parts": {
-                name: {"version": snapshot.versions[name], "values": values} for name, values in snapshot.values.items()
-            },
-        }
-        data = msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n"
-        write_durable(directory / STATE_FILE, data, self.files)
-        return write_manifest(directory, snapshot.step, self.files).num_bytes
+    def _failed(self, step: int, error: Exception) -> None:
+        self.failure = error
+        since = "the start" if self.last_saved_step is None else f"step {self.last_saved_step}"
+        self.events.emit(
+            WarningEvent,
+            step=step,
+            code="checkpoint_failed",
+            message=f"checkpoint at step {step} could not be written ({_reason(error)}); unsaved since {since}",
+            hint="training goes on and the next checkpoint is tried; free disk space or check the disk",
+        )
 
-    def _load(self, directory: Path, manifest: Manifest) -> None:
+    def _put_aside(self, path: Path, prefix: str) -> None:
+        """Hide a checkpoint from every later listing, by one rename, so that nobody meets a half of it."""
         try:
-            state = msgspec.json.decode((directory / STATE_FILE).read_bytes())
-            saved_parts = state["parts"]
-            version = state["version"]
-        except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{directory / STATE_FILE}: {error}") from None
-        if version != STATE_VERSION:
-            raise CheckpointError(f"{directory}: state version {version}, this program reads {STATE_VERSION}")
-        stored = {entry.name for entry in manifest.files}
-        for part_name, stateful in self.parts.items():
-            if part_name not in saved_parts:
-                raise CheckpointError(f"{directory}: holds no part {part_name!r}")
-            if saved_parts[part_name]["version"] != stateful.version:
-                raise CheckpointError(f"{directory}: part {part_name!r} is of another version")
-            part = Part(values=saved_parts[part_name]["values"])
-            if f"{part_name}.safetensors" in stored:
-                part.tensors = LazyTensors(directory / f"{part_name}.safetensors")
-            stateful.load(part)
-
-    def _put_aside(self, directory: Path) -> None:
-        """Hide a damaged checkpoint from every later listing; it is removed after the next good one."""
-        try:
-            self.files.rename(directory, directory.with_name(f".damaged-{time.time_ns()}-{directory.name}"))
+            self.files.rename(path, _aside(path, prefix))
         except OSError:
-            return
+            match = CHECKPOINT_NAME.fullmatch(path.name)
+            if match:
+                self._untrusted.add(int(match[1]))
 
     def _prune(self, best_step: int | None) -> None:
         """Remove what retention does not keep. Called only after a newer checkpoint is acknowledged."""
         references = list_checkpoints(self.paths)
-        kept = {reference.step for reference in references[: self.keep_last]}
+        trusted = [reference.step for reference in references if reference.step not in self._untrusted]
+        kept = set(trusted[: self.keep_last])
         if self.keep_best and best_step is not None:
             kept.add(best_step)
-        doomed = [reference.path for reference in references if reference.step not in kept]
-        doomed += [path for path in self.paths.checkpoints.glob(".damaged-*") if path.is_dir()]
-        doomed += [path for path in self.paths.checkpoints.glob(".tmp-*") if path.is_dir()]
-        for path in doomed:
-            discard_directory(path, self.files)
+        for reference in references:
+            if reference.step not in kept:
+                self._put_aside(reference.path, RETIRED_PREFIX)
+        for entry in _hidden(self.paths.checkpoints):
+            discard_directory(entry, self.files)
 
 
-class LazyTensors(dict[str, torch.Tensor]):
-    """The tensors of a safetensors file, read one at a time, so that loading needs no second copy of the state."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = safe_open(str(path), framework="pt")
-        for name in self._file.keys():  # noqa: SIM118 - not a dict
-            super().__setitem__(name, torch.empty(0))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
-
-    def items(self) -> Any:
-        """(name, tensor) pairs, each tensor read when reached."""
-        return ((name, self[name]) for name in self)
-
-    def values(self) -> Any:
-        """Tensors, each read when reached."""
-        return (self[name] for name in self)
+def _candidates(paths: RunPaths) -> list[CheckpointRef]:
+    """Everything that is named like a checkpoint, newest first, whatever it is."""
+    try:
+        names = os.listdir(paths.checkpoints)
+    except OSError:
+        return []
+    matches = (CHECKPOINT_NAME.fullmatch(name) for name in names)
+    found = [CheckpointRef(int(match[1]), paths.checkpoints / match[0]) for match in matches if match]
+    return sorted(found, reverse=True)
 
 
-def _record(name: str, tensor: torch.Tensor) -> TensorRecord:
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return TensorRecord(name, _DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy().data))
+def _hidden(checkpoints: Path) -> list[Path]:
+    """What failed, damaged and retired checkpoints left behind."""
+    try:
+        names = os.listdir(checkpoints)
+    except OSError:
+        return []
+    return [checkpoints / name for name in names if name.startswith(_HIDDEN_PREFIXES)]
 
 
-def load_model_tensors(directory: Path) -> LazyTensors:
-    """The weights of a verified checkpoint directory, for sampling and export."""
-    return LazyTensors(directory / "model.safetensors")
+def _aside(path: Path, prefix: str) -> Path:
+    return path.with_name(f"{prefix}{time.time_ns()}-{path.name}")
+
+
+def _num_bytes(directory: Path) -> int:
+    try:
+        with os.scandir(directory) as scan:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in scan)
+    except OSError:
+        return 0
+
+
+def _reason(error: Exception) -> str:
+    """The cause in one line: the system's words, the checkpoint's own, else the exception."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, CheckpointError):
+        return error.message
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

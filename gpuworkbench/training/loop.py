@@ -1,7 +1,7 @@
 """The training loop, top to bottom.
 
 One optimizer step: learning rate, `grad_accum_steps` micro-batches forward and backward, clip, update. Between
-steps: control commands, validation, samples, checkpoints. Nothing here waits for the card outside logging steps.
+steps: control commands, checkpoints, validation, samples. Nothing here waits for the card outside logging steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gpuworkbench.events.schema import Divergence, Eval, RunResumed, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.batches import validation_batches
+from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.evaluate import evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.settings import LR_SCALE
@@ -45,6 +46,9 @@ def train(run: TrainingRun) -> str:
     """
     progress = run.progress
     run.model.train()
+    reason = look_at_model(run)  # due at the step that the checkpoint was taken at
+    if reason is not None:
+        return reason
     run.telemetry.start_window()
     while progress.step < run.max_steps:
         obey_controls(run)
@@ -71,17 +75,13 @@ def train(run: TrainingRun) -> str:
 
 
 def obey_controls(run: TrainingRun) -> None:
-    """Commands and signals; a requested checkpoint is taken here. Raises StopRequested."""
+    """Commands and signals. Raises StopRequested."""
     if run.controls is None:
         return
     waited_from = time.perf_counter()
-    run.controls.obey(run.progress.step)
+    run.controls.obey()
     if time.perf_counter() - waited_from > 0.01:
         run.telemetry.start_window()
-    if run.checkpoint_requested:
-        run.checkpoint_requested = False
-        if settle(run):
-            save_checkpoint(run)
 
 
 def set_learning_rate(run: TrainingRun, step: int) -> float:
@@ -113,29 +113,39 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def between_steps(run: TrainingRun) -> str | None:
-    """Validation, sample and checkpoint that are due at this step; returns a reason to end the run, or None."""
-    step, last = run.progress.step, run.progress.step == run.max_steps
-    eval_due = due(step, run.settings["eval.interval_steps"], last) and run.n_eval_batches > 0
-    sample_due = due(step, run.settings["sample.interval_steps"], last)
-    checkpoint_due = due(step, run.settings["checkpoint.interval_steps"], False)
-    if (eval_due or sample_due or checkpoint_due) and not settle(run):
+    """Checkpoint, validation and sample that are due at this step; returns a reason to end the run, or None.
+
+    The checkpoint comes first: validation and sampling can run out of memory where training did not. A resume from
+    it begins with what was still due, so nothing is left out. The last step is saved when all is done.
+    """
+    if due(run, "checkpoint.interval_steps") and run.progress.step < run.max_steps:
+        if not settle(run):
+            return None
+        save_checkpoint(run)
+    return look_at_model(run)
+
+
+def look_at_model(run: TrainingRun) -> str | None:
+    """Validation and sample that are due at this step and not done yet; returns a reason to end the run, or None."""
+    progress, last = run.progress, run.progress.step == run.max_steps
+    eval_due = run.n_eval_batches > 0 and progress.last_eval_step < progress.step
+    eval_due = eval_due and due(run, "eval.interval_steps", or_at_end=last)
+    sample_due = progress.last_sample_step < progress.step and due(run, "sample.interval_steps", or_at_end=last)
+    if (eval_due or sample_due) and not settle(run):
         return None
-    is_best, reason = False, None
-    if eval_due:
-        is_best = run_validation(run)
-        if should_stop_early(run.progress, run.config.early_stopping):
-            patience = run.config.early_stopping.patience
-            reason = f"early stopping: no improvement in {patience} validations"
+    if eval_due and run_validation(run) and run.config.checkpoint.keep_best and not last:
+        save_checkpoint(run)
     if sample_due:
         write_sample(run)
-    if checkpoint_due or (is_best and run.config.checkpoint.keep_best):
-        save_checkpoint(run)
-    return reason
+    if should_stop_early(progress, run.config.early_stopping):
+        return f"early stopping: no improvement in {run.config.early_stopping.patience} validations"
+    return None
 
 
-def due(step: int, interval: float, is_last: bool) -> bool:
-    """Whether something done every `interval` steps (0: never) and at the last step is due."""
-    return interval > 0 and (step % interval == 0 or is_last)
+def due(run: TrainingRun, interval_key: str, *, or_at_end: bool = False) -> bool:
+    """Whether something done every so many steps (0: never), and perhaps at the last, is due at this step."""
+    interval = run.settings[interval_key]
+    return interval > 0 and (run.progress.step % interval == 0 or or_at_end)
 
 
 def run_validation(run: TrainingRun) -> bool:
@@ -208,6 +218,7 @@ def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
     restored = run.checkpointer.restore()
     if restored.step is None:
         raise NonfiniteError(f"{what}, before the first checkpoint", hint)
+    warn_of_damage(run, restored)
     run.progress.rollbacks = rollbacks
     run.progress.skipped_sequences = cursor - run.progress.sequences_seen
     run.optimizer.zero_grad(set_to_none=True)
@@ -222,6 +233,13 @@ def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
     )
     announce_rollback(run, restored.step)
     run.telemetry.start_window()
+
+
+def warn_of_damage(run: TrainingRun, restored: Restored) -> None:
+    """A warning for each checkpoint that was damaged and passed over."""
+    for line in restored.damaged:
+        hint = f"went back to step {restored.step}"
+        run.events.emit(WarningEvent, step=restored.step or 0, code="checkpoint_damaged", message=line, hint=hint)
 
 
 def announce_rollback(run: TrainingRun, from_step: int) -> None:

@@ -16,7 +16,11 @@ INTERVALS = ("checkpoint.interval_steps", "eval.interval_steps", "sample.interva
 
 @dataclass
 class LiveSettings:
-    """Intervals in steps (0: off) and a factor on the scheduled learning rate."""
+    """Intervals in steps (0: off) and a factor on the scheduled learning rate.
+
+    An override holds until the key is configured anew: what a person writes at a resume counts more than what they
+    changed in passing before.
+    """
 
     values: dict[str, float]
     overridden: dict[str, float]
@@ -48,12 +52,15 @@ class LiveSettings:
         return old, self.overridden[key]
 
     def state(self) -> Part:
-        """The overrides; configured values come from the run file."""
-        return Part(values=dict(self.overridden))
+        """Each override with the configured value that it overrides; that value itself comes from the run file."""
+        return Part(values={key: [value, self.values[key]] for key, value in self.overridden.items()})
 
     def load(self, part: Part) -> None:
-        """Restore the overrides."""
-        self.overridden = {key: _checked(key, value) for key, value in part.values.items() if key in self.values}
+        """Restore the overrides of keys that are configured as they were. Raises ConfigError, ValueError."""
+        self.overridden = {}
+        for key, (value, configured) in part.values.items():
+            if self.values.get(key) == configured:
+                self.overridden[key] = _checked(key, value)
 
 
 def _checked(key: str, value: Any) -> float:

@@ -57,7 +57,6 @@ class TrainingRun:
     index: IndexKeeper
     telemetry: StepTelemetry
     controls: Controls | None = None
-    checkpoint_requested: bool = False
     start_event_fields: dict[str, Any] = field(default_factory=dict)
     notices: list[tuple[str, str]] = field(default_factory=list)
 
@@ -120,7 +119,12 @@ def build_run(
         events=events,
         heartbeat=heartbeat,
         checkpointer=Checkpointer(
-            paths, parts, events, keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
+            paths,
+            parts,
+            events,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            alive=lambda: heartbeat.progress(progress.step),
         ),
         index=IndexKeeper(paths.events),
         telemetry=StepTelemetry(

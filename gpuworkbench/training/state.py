@@ -21,10 +21,14 @@ STATE_VERSION = 1
 
 @dataclass
 class Part:
-    """One part's content: `tensors` by name (on any device), `values` as JSON can hold them."""
+    """One part's content: `tensors` by name (on any device), `values` as JSON can hold them.
+
+    `finite` names the tensors without which a checkpoint is worthless when they hold NaN or Inf (the weights).
+    """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    finite: frozenset[str] = frozenset()
 
 
 class Stateful(Protocol):
@@ -63,7 +67,8 @@ class ModelState:
 
     def state(self) -> Part:
         """Live tensors by name."""
-        return Part({name: tensor.detach() for name, tensor in self._named().items()})
+        tensors = {name: tensor.detach() for name, tensor in self._named().items()}
+        return Part(tensors, finite=frozenset(name for name, _ in self.model.named_parameters()))
 
     def load(self, part: Part) -> None:
         """Copy into the existing tensors, so that memory layout and aliases stay."""
@@ -152,8 +157,6 @@ class Progress:
     last_sample_step: int = 0
     rollbacks: int = 0
     skipped_sequences: int = 0
-    precision_switches: int = 0
-    trained_s: float = 0.0
 
     version = 1
 
@@ -162,7 +165,17 @@ class Progress:
         return Part(values={name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def load(self, part: Part) -> None:
-        """Restore every counter."""
+        """Restore every counter. Raises CheckpointError for what is no count."""
         check_names("counters", self.__dataclass_fields__, part.values)
         for name, value in part.values.items():
+            if not _is_counter(name, value):
+                raise CheckpointError(f"counter {name} is {value!r}")
             setattr(self, name, value)
+
+
+def _is_counter(name: str, value: Any) -> bool:
+    if name == "best_val_loss":
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if value is None:
+        return name == "best_step"
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

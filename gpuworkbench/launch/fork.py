@@ -1,0 +1,117 @@
+"""A new run that starts from another run's checkpoint. The parent is only read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from gpuworkbench.config.diff import differences
+from gpuworkbench.config.loader import Override
+from gpuworkbench.config.toml_io import dump_toml, read_regular_file
+from gpuworkbench.data import check_eval_tokens, prepare
+from gpuworkbench.errors import CheckpointError, ConfigError, RunError
+from gpuworkbench.gpu.fit import select_device
+from gpuworkbench.gpu.nvml import probe_cards
+from gpuworkbench.io import REAL_FILES, Files, commit_directory
+from gpuworkbench.io.atomic import temporary_path
+from gpuworkbench.io.files import write_all
+from gpuworkbench.io.reading import open_regular
+from gpuworkbench.launch.resolve import resolve
+from gpuworkbench.launch.resume import changed_config, refuse_past_end, run_config
+from gpuworkbench.runs.create import create_run, discard_run
+from gpuworkbench.runs.manifest import MANIFEST_NAME, CheckpointRef, list_checkpoints, read_manifest, verify_checkpoint
+from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
+
+_CHUNK_BYTES = 16 * 1024 * 1024
+
+
+def fork(
+    paths: RunPaths,
+    runs_dir: Path,
+    *,
+    sets: Iterable[Override] = (),
+    steps: int | None = None,
+    run_id: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    files: Files = REAL_FILES,
+) -> RunPaths:
+    """A new run that starts from the newest intact checkpoint of `paths`, with changed keys.
+
+    It is there with its checkpoint or not at all. Raises ConfigError, RunError, CheckpointError, DataError,
+    DoesNotFitError.
+    """
+    if run_id is not None:
+        validate_run_id(run_id)
+    old = run_config(paths)
+    new = changed_config(old, sets, steps, environ)
+    if any(difference.key.startswith("model.") for difference in differences(old, new)):
+        raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
+    reference = newest_intact_checkpoint(paths)
+    refuse_past_end(paths, new)
+    new = msgspec.structs.replace(new, data=msgspec.structs.replace(new.data, sha256=None))
+    choice = select_device(new, probe_cards())
+    data = prepare(new)
+    if new.eval.interval_steps:
+        check_eval_tokens(new, data.n_val_tokens)
+    resolved = resolve(new, data, choice)
+    new = msgspec.structs.replace(
+        resolved,
+        # The number of steps is resolved already; epochs, where there are any, do not shorten it again.
+        train=msgspec.structs.replace(resolved.train, max_steps=new.train.max_steps),
+        forked_from=f"{paths.run_id}@{reference.step}",
+    )
+    child = create_run(
+        runs_dir, run_id or new_run_id(old.preset), read_regular_file(paths.preset_toml), dump_toml(new), files
+    )
+    try:
+        copy_checkpoint(reference, child.checkpoint(reference.step), files)
+    except BaseException as error:
+        discard_run(child, files)  # without its checkpoint it would start from nothing
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise RunError(f"checkpoint {reference.path} cannot be copied: {reason}", "check the disk") from None
+        raise
+    return child
+
+
+def newest_intact_checkpoint(paths: RunPaths) -> CheckpointRef:
+    """The newest checkpoint whose manifest holds. Raises CheckpointError when there is none."""
+    problem = "it has none yet"
+    for reference in list_checkpoints(paths):
+        try:
+            verify_checkpoint(reference.path)
+        except CheckpointError as error:
+            problem = error.message
+            continue
+        return reference
+    raise CheckpointError(f"{paths.root.name}: no intact checkpoint: {problem}", "train it further first")
+
+
+def copy_checkpoint(reference: CheckpointRef, target: Path, files: Files = REAL_FILES) -> None:
+    """Copy a checkpoint durably; it appears under its name only if every byte of the copy is right.
+
+    Its run may be training and retire it meanwhile. Raises OSError, CheckpointError.
+    """
+    temporary = temporary_path(target)
+    names = [entry.name for entry in read_manifest(reference.path).files]
+    files.mkdir(temporary)
+    for name in (*names, MANIFEST_NAME):
+        _copy_file(reference.path / name, temporary / name, files)
+    verify_checkpoint(temporary)
+    commit_directory(temporary, target, files)
+
+
+def _copy_file(source: Path, target: Path, files: Files) -> None:
+    fd = files.open_write(target)
+    try:
+        with os.fdopen(open_regular(source), "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                write_all(files, fd, chunk)
+        files.fsync(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    files.close(fd)
