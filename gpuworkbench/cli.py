@@ -7,26 +7,17 @@ on stderr and an exit code of `errors.ExitCode`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, NoReturn, TextIO
 
 from gpuworkbench import __version__, registry
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 
-# name -> (what it does, "module:function(arguments) -> exit code")
-COMMANDS: dict[str, tuple[str, str]] = {
-    "presets": ("list the presets", "gpuworkbench.commands.presets:run"),
-    "runs": ("list the runs with their status", "gpuworkbench.commands.runs:run"),
-    "attach": ("watch a run; Ctrl-C leaves it training", "gpuworkbench.commands.attach:run"),
-    "pause": ("pause a run between two steps", "gpuworkbench.commands.control:run"),
-    "continue": ("let a paused run go on", "gpuworkbench.commands.control:run"),
-    "checkpoint": ("save a run's state now", "gpuworkbench.commands.control:run"),
-    "stop": ("save a run's state and stop it", "gpuworkbench.commands.control:run"),
-    "sample": ("let a run's model write text", "gpuworkbench.commands.sample:run"),
-    "doctor": ("check this machine and say what to do", "gpuworkbench.commands.doctor:run"),
-}
+TRAIN = "gpuworkbench.commands.train:run"
 RUN_HELP = "a run: its id, a unique beginning of the id, or a path"
 EXAMPLES = """\
 examples:
@@ -42,28 +33,47 @@ class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors: one line, no usage block."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError, with the nearest name where a word is unknown."""
-        raise UsageError(message, _suggest(message) or f"`{self.prog} --help` shows what can be said")
+        """Raise UsageError, with the nearest name where a command is unknown."""
+        if unknown := re.search(r"invalid choice: (?P<word>.+) \(choose from", message):
+            close = registry.nearest(unknown["word"].strip("'\""), COMMANDS)
+            hint = f"did you mean {close!r}?" if close else "`gpuworkbench --help` lists them"
+            raise UsageError(f"there is no command {unknown['word'][:80]}", hint)
+        if message.endswith("expected one argument"):
+            raise UsageError(message, "a value that begins with a dash is written --flag=-value")
+        raise UsageError(message, f"`{self.prog} --help` shows what can be said")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = OneLineParser(
-        prog="gpuworkbench",
-        description="Train language models on one consumer card: plan, launch, watch, resume.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def _natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    value = _natural(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1 on")
+    return value
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number") from None
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError("give a number from 0 to 100")
+    return value
+
+
+def _add_common(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    # SUPPRESS keeps a flag given before the command from being reset by the command's own default.
+    parser.add_argument(
+        "--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help="where runs live (default: ./runs in a checkout)"
     )
-    parser.add_argument("--version", action="version", version=f"gpuworkbench {__version__}")
-    parser.set_defaults(handler="gpuworkbench.commands.train:run", command=None)
-    _add_training_flags(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=OneLineParser)
-    for name, (help_text, handler) in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        command.set_defaults(handler=handler, command=name)
-        _ADD_ARGUMENTS[name](command)
-    return parser
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output on stdout"
+    )
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,22 +89,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run it")
     how.add_argument("--headless", action="store_true", help="without the app: progress as lines")
     how.add_argument("--detach", action="store_true", help="start it and return; `attach` comes back to it")
+    how.add_argument("--force", action="store_true", help="train on the card here though the preset asks for more")
     how.add_argument("--run-id", metavar="NAME", help="name of the new run's directory")
     _add_common(how)
-
-
-def _add_common(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    # SUPPRESS keeps a flag given before the command from being reset by the command's own default.
-    parser.add_argument(
-        "--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help="where runs live (default: ./runs in a checkout)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output on stdout"
-    )
-
-
-def _add_nothing(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -114,74 +111,148 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=_natural, default=None, metavar="STEP", help="which (default: the newest)")
 
 
-_ADD_ARGUMENTS = {
-    "presets": _add_nothing,
-    "runs": _add_nothing,
-    "attach": _add_run,
-    "pause": _add_run,
-    "continue": _add_run,
-    "checkpoint": _add_run,
-    "stop": _add_run,
-    "sample": _add_sample,
-    "doctor": _add_nothing,
+class Command(NamedTuple):
+    """What a command does, "module:function(arguments) -> exit code", and its own arguments."""
+
+    help: str
+    handler: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+
+
+COMMANDS: dict[str, Command] = {
+    "presets": Command("list the presets", "gpuworkbench.commands.presets:run", _add_common),
+    "runs": Command("list the runs with their status", "gpuworkbench.commands.runs:run", _add_common),
+    "attach": Command("watch a run; Ctrl-C leaves it training", "gpuworkbench.commands.attach:run", _add_run),
+    "pause": Command("pause a run between two steps", "gpuworkbench.commands.control:run", _add_run),
+    "continue": Command("let a paused run go on", "gpuworkbench.commands.control:run", _add_run),
+    "checkpoint": Command("save a run's state now", "gpuworkbench.commands.control:run", _add_run),
+    "stop": Command("save a run's state and stop it", "gpuworkbench.commands.control:run", _add_run),
+    "sample": Command("let a run's model write text", "gpuworkbench.commands.sample:run", _add_sample),
+    "doctor": Command("check this machine and say what to do", "gpuworkbench.commands.doctor:run", _add_common),
 }
 
 
-def _natural(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+def build_parser() -> OneLineParser:
+    """The whole command line."""
+    parser = OneLineParser(
+        prog="gpuworkbench",
+        description="Train language models on one consumer card: plan, launch, watch, resume.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gpuworkbench {__version__}")
+    parser.set_defaults(handler=TRAIN, command=None)
+    _add_training_flags(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=OneLineParser)
+    for name, (help_text, handler, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        command.set_defaults(handler=handler, command=name)
+        add_arguments(command)
+    return parser
 
 
-def _positive(text: str) -> int:
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number from 1 on")
-    return value
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line as a namespace. Raises UsageError; SystemExit after --help and --version."""
+    parser = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise _unknown_argument(unknown[0], arguments.command)
+    if arguments.command is not None:
+        for flag, value in _training_flags(parser, arguments):
+            if value:
+                raise UsageError(f"{flag} is not for `{arguments.command}`", "it belongs to --preset or --resume")
+    arguments.json = getattr(arguments, "json", False)
+    arguments.runs_dir = getattr(arguments, "runs_dir", None)
+    return arguments
 
 
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError("give a number from 0 to 100")
-    return value
+def _training_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Iterable[tuple[str, object]]:
+    """Each flag of `_add_training_flags` with the value it was given, None or False where it was not."""
+    only = argparse.ArgumentParser(add_help=False)
+    _add_training_flags(only)
+    for name, default in vars(only.parse_args([])).items():
+        value = getattr(arguments, name, default)
+        flag = "--set" if name == "sets" else f"--{name.replace('_', '-')}"
+        yield flag, value if value != default else None
 
 
-def _suggest(message: str) -> str | None:
-    """A nearest name for the word argparse did not know."""
-    if "invalid choice: " in message:
-        word = message.split("invalid choice: ")[1].split(" ", maxsplit=1)[0].strip("'\"")
-        close = registry.nearest(word, COMMANDS)
-    elif "unrecognized arguments: " in message:
-        word = message.split("unrecognized arguments: ")[1].split(" ", maxsplit=1)[0].partition("=")[0]
-        flags = ["--preset", "--resume", "--fork", "--cpu-twin", "--steps", "--set", "--headless", "--detach"]
-        close = registry.nearest(word, [*flags, "--run-id", "--runs-dir", "--json", "--prompt", "--tokens", "--top-k"])
-    else:
-        return None
-    return f"did you mean {close!r}?" if close else None
+def _unknown_argument(word: str, command: str | None) -> UsageError:
+    """What to say about an argument nobody takes: the nearest flag there, or that it belongs elsewhere."""
+    name = word.partition("=")[0]
+    shown = repr(name[:80])
+    if not name.startswith("-"):
+        return UsageError(f"{word[:80]!r} is one word too many", "put text that has spaces in quotes")
+    mine, training = _flags(None if command is None else COMMANDS[command].add_arguments), _flags(None)
+    if command is not None and name in training:
+        return UsageError(f"{name} is not for `{command}`", "it belongs to --preset or --resume")
+    where, program = ("", "gpuworkbench") if command is None else (f" of `{command}`", f"gpuworkbench {command}")
+    close = registry.nearest(name, mine)
+    hint = f"did you mean {close!r}?" if close else f"`{program} --help` lists them"
+    return UsageError(f"there is no flag {shown}{where}", hint)
+
+
+def _flags(add_arguments: Callable[[argparse.ArgumentParser], None] | None) -> list[str]:
+    """The flags of a command, or those of training."""
+    parser = argparse.ArgumentParser(usage="")
+    (add_arguments or _add_training_flags)(parser)
+    return list(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_help())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    _prepare_streams()
     try:
-        arguments = build_parser().parse_args(argv)
-        arguments.json = getattr(arguments, "json", False)
-        arguments.runs_dir = getattr(arguments, "runs_dir", None)
-        from gpuworkbench.gpu.host import require_supported_platform
-
-        require_supported_platform()
-        code: int = registry.load(arguments.handler)(arguments)
+        code = _answer(argv)
         sys.stdout.flush()
         return code
     except WorkbenchError as error:
-        print(f"gpuworkbench: {error.line()}", file=sys.stderr)
-        return int(error.exit_code)
+        return _fail(error.line(), int(error.exit_code))
     except BrokenPipeError:
-        # The reader of our stdout went away (`| head`). Keep the interpreter's own flush from complaining too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our stdout went away (`| head`).
+        _give_up(sys.stdout)
         return int(ExitCode.OK)
+    except OSError as error:
+        _give_up(sys.stdout)
+        place = f": {error.filename}" if error.filename is not None else ""
+        return _fail(WorkbenchError(f"{error.strerror or error}{place}").line(), int(ExitCode.FAILED))
     except KeyboardInterrupt:
         return int(ExitCode.SIGINT)
+
+
+def _answer(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parse(argv)
+    except SystemExit as end:  # --help and --version have answered
+        return int(end.code or 0)
+    from gpuworkbench.gpu.host import require_supported_platform
+
+    require_supported_platform()
+    code: int = registry.load(arguments.handler)(arguments)
+    return code
+
+
+def _fail(line: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"gpuworkbench: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _prepare_streams() -> None:
+    """Make printing safe: a closed stream goes nowhere, and what an encoding lacks is escaped."""
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(os.devnull, mode) if stream is None else stream  # noqa: SIM115
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+    )
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _give_up(stream: TextIO) -> None:
+    """Point a stream that takes nothing more at /dev/null, or the interpreter's own flush complains at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, stream.fileno())
+        os.close(null)

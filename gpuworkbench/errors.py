@@ -20,6 +20,8 @@ from enum import IntEnum
 
 from gpuworkbench.text import safe_text
 
+MAX_PART_CHARS = 800  # of a message and of its hint: foreign text in them can be of any length
+
 
 class ExitCode(IntEnum):
     """What a gpuworkbench process returns to its caller."""
@@ -49,9 +51,15 @@ class WorkbenchError(Exception):
         self.hint = hint
 
     def line(self) -> str:
-        """The error as exactly one printable line."""
-        text = f"{self.message}; {self.hint}" if self.hint else self.message
-        return safe_text(" ".join(text.split()))
+        """The error as exactly one printable line, of bounded length."""
+        parts = [_bounded(safe_text(" ".join(part.split()))) for part in (self.message, self.hint) if part]
+        return "; ".join(parts)
+
+
+def _bounded(text: str) -> str:
+    """`text`, cut in the middle where it is too long: what is wrong stands at an end."""
+    half = MAX_PART_CHARS // 2
+    return text if len(text) <= MAX_PART_CHARS else f"{text[: half - 1]}…{text[-half:]}"
 
 
 class UserError(WorkbenchError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gpuworkbench.errors import ConfigError
@@ -51,10 +51,11 @@ def load(target: str) -> Any:
     return getattr(importlib.import_module(module_name), object_name)
 
 
-def nearest(name: str, known: Mapping[str, object] | list[str]) -> str | None:
-    """The known name most like `name`, or None when nothing is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known name most like `name`, or None when none is at least `cutoff` alike (1: equal)."""
+    names = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name[:200].lower(), list(names), n=1, cutoff=cutoff)
+    return names[matches[0]] if matches else None
 
 
 def lookup(table: Mapping[str, Any], name: str, key: str) -> Any:
@@ -63,4 +64,4 @@ def lookup(table: Mapping[str, Any], name: str, key: str) -> Any:
         return table[name]
     close = nearest(name, table)
     suggestion = f"did you mean {close!r}? " if close else ""
-    raise ConfigError(f"{key} = {name!r} is not known", f"{suggestion}choices: {', '.join(sorted(table))}")
+    raise ConfigError(f"{key} = {name[:80]!r} is not known", f"{suggestion}choices: {', '.join(sorted(table))}")

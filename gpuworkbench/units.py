@@ -17,19 +17,21 @@ def gib(num_bytes: float) -> float:
 
 def format_bytes(num_bytes: float | None) -> str:
     """`1536` -> `1.5 KiB`; `None` -> `n/a`."""
-    if num_bytes is None:
+    if num_bytes is None or not math.isfinite(num_bytes):
         return NOT_AVAILABLE
-    for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if abs(num_bytes) >= size:
-            return f"{num_bytes / size:.2f} {unit}" if unit == "GiB" else f"{num_bytes / size:.1f} {unit}"
-    return f"{int(num_bytes)} B"
+    if abs(num_bytes) < KIB:
+        return f"{int(num_bytes)} B"
+    for unit, size in (("KiB", KIB), ("MiB", MIB)):
+        if round(abs(num_bytes) / size, 1) < 1024:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / GIB:.2f} GiB"
 
 
 def format_duration(seconds: float | None) -> str:
     """`3725` -> `1 h 02 min`; `75` -> `1 min 15 s`; `0.25` -> `0.25 s`; `None` -> `n/a`."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_AVAILABLE
-    if seconds < 10:
+    if round(seconds, 2) < 10:
         return f"{seconds:.2f} s"
     whole = round(seconds)
     if whole < 60:
@@ -46,14 +48,16 @@ def format_duration(seconds: float | None) -> str:
 
 def format_count(count: float | None) -> str:
     """`124439808` -> `124.4M`; `None` -> `n/a`."""
-    if count is None:
+    if count is None or not math.isfinite(count):
         return NOT_AVAILABLE
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= size:
+    if round(abs(count)) < 1000:
+        return f"{count:.0f}"
+    for unit, size in (("k", 1e3), ("M", 1e6), ("B", 1e9)):
+        if round(abs(count) / size, 1) < 1000:
             return f"{count / size:.1f}{unit}"
-    return f"{count:.0f}"
+    return f"{count / 1e12:.1f}T"
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
     """A metric with `digits` decimals; `None` (unknown or non-finite) -> `n/a`."""
-    return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
+    return NOT_AVAILABLE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from gpuworkbench.commands.follow import POLL_S, caught_up_log, make_renderer, saved_so_far, show_log_end
+from gpuworkbench.commands.output import say
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.runs.lock import probe_lock
@@ -26,11 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
         state = follow(paths.events, renderer, poll_s=POLL_S, is_done=lambda: probe_lock(paths.lock) is None, log=log)
     except KeyboardInterrupt:
         message = f"\ndetached; {paths.run_id} goes on training" if is_live else ""
-        print(message, file=sys.stderr)
+        say(message)
         return ExitCode.OK
     renderer.finish(state)
     report = derive_status(paths)
     if report.status == RunStatus.CRASHED:
-        print(f"gpuworkbench: {paths.run_id} crashed: {report.reason}; {saved_so_far(paths)}", file=sys.stderr)
+        say(f"gpuworkbench: {paths.run_id} crashed: {report.reason}; {saved_so_far(paths)}")
         show_log_end(report.log_end, paths)
     return report.exit_code if report.exit_code is not None else _CODES.get(report.status, ExitCode.FAILED)

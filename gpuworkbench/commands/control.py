@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 from gpuworkbench.commands.follow import wait_for
-from gpuworkbench.commands.output import print_json
+from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.errors import ExitCode, RunError, WorkbenchError
 from gpuworkbench.runs.control import send_command, wait_ack
 from gpuworkbench.runs.lock import probe_lock
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"run_id": paths.run_id, "command": command, "ok": True, "message": message})
     else:
-        print(f"{paths.run_id}: {message}")
+        tell(f"{paths.run_id}: {message}")
     return ExitCode.OK
 
 
@@ -87,7 +86,7 @@ class _Patience:
         now = time.monotonic()
         if now > self.notice_at:
             self.notice_at = float("inf")
-            print(f"waiting for {self.paths.run_id} to finish its step …", file=sys.stderr)
+            say(f"waiting for {self.paths.run_id} to finish its step …")
         if now > self.look_at:
             self.look_at = now + STATUS_INTERVAL_S
             if derive_status(self.paths).status is RunStatus.STALLED:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from gpuworkbench.commands.output import print_json
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.gpu.doctor import render, run_checks
+from gpuworkbench.headless.terminal import terminal_width, wants_color
 from gpuworkbench.runs.paths import runs_dir
 
 
@@ -18,6 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(checks)
     else:
-        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        sys.stdout.write(render(checks, color) + "\n")
+        is_terminal = sys.stdout.isatty()
+        columns = terminal_width() if is_terminal else None
+        sys.stdout.write(render(checks, wants_color(is_terminal), columns) + "\n")
     return ExitCode.FAILED if any(check.status == "fail" for check in checks) else ExitCode.OK

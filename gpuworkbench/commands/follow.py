@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from gpuworkbench.commands.output import say
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.headless.renderer import HeadlessRenderer
 from gpuworkbench.launch.spawn import TrainerProcess
@@ -17,7 +18,6 @@ from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.tail import log_end
 from gpuworkbench.state.live_log import LiveLog
-from gpuworkbench.text import safe_text
 
 Handler = Callable[[int, FrameType | None], None]
 POLL_S = 0.1
@@ -98,16 +98,16 @@ def follow_trainer(trainer: TrainerProcess, signals: ForwardedSignals, log: Live
 def explain_silent_end(paths: RunPaths, code: int) -> None:
     """A trainer that ended without saying why in its log of events: the signal, its last words, what is saved."""
     cause = f"by signal {code - 128}" if code > 128 else f"with code {code}"
-    print(f"gpuworkbench: the trainer was ended {cause}; {saved_so_far(paths)}", file=sys.stderr)
+    say(f"gpuworkbench: the trainer was ended {cause}; {saved_so_far(paths)}")
     show_log_end(log_end(paths.trainer_log, LOG_LINES), paths)
 
 
 def show_log_end(lines: tuple[str, ...], paths: RunPaths) -> None:
     """The last lines of trainer.log, where there are any."""
     if lines:
-        print(f"the end of {safe_text(str(paths.trainer_log))}:", file=sys.stderr)
+        say(f"the end of {paths.trainer_log}:")
     for line in lines:
-        print(f"  {safe_text(line)}", file=sys.stderr)
+        say(f"  {line}")
 
 
 def saved_so_far(paths: RunPaths) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from gpuworkbench.commands.output import print_json, print_table
+import msgspec
+
+from gpuworkbench.commands.output import print_json, print_table, say
 from gpuworkbench.config.presets import Preset, iter_preset_paths, load_preset
-from gpuworkbench.errors import ConfigError, DoesNotFitError, ExitCode
+from gpuworkbench.data.encoding import bpe_size
+from gpuworkbench.errors import ConfigError, DataError, DoesNotFitError, ExitCode
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.fit import select_device
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.units import format_count
+
+_VOCABULARIES = {"gpt2": 50_257, "byte": 257}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             presets.append(load_preset(str(path)))
         except ConfigError as error:
-            print(f"gpuworkbench: {error.line()}", file=sys.stderr)
+            say(f"gpuworkbench: {error.line()}")
     if arguments.json:
         print_json([describe(preset, cards) for preset in presets])
         return ExitCode.OK
@@ -53,16 +57,16 @@ def describe(preset: Preset, cards: list[Card]) -> dict[str, Any]:
 def runs_here(preset: Preset, cards: list[Card]) -> str:
     """`cuda`, `cpu`, or `cpu twin` where no card here will do."""
     try:
-        return select_device(preset.config, cards).kind
-    except DoesNotFitError:
+        return select_device(preset.config, cards, has_cpu_twin=preset.has_cpu_twin).kind
+    except (ConfigError, DoesNotFitError):
         return "cpu twin" if preset.has_cpu_twin else "no"
 
 
 def _with_known_vocabulary(preset: Preset) -> int | None:
     """The parameter count with the vocabulary that the tokenizer's name promises; None for unknown names."""
-    import msgspec
-
-    sizes = {"gpt2": 50_257, "byte": 257}
     tokenizer = preset.config.data.tokenizer
-    size = int(tokenizer[4:]) if tokenizer.startswith("bpe-") else sizes.get(tokenizer)
+    try:
+        size = _VOCABULARIES.get(tokenizer) or bpe_size(tokenizer)
+    except DataError:
+        return None
     return None if size is None else msgspec.structs.replace(preset.config.model, vocab_size=size).n_params()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuworkbench.commands.output import print_json, print_table
+from gpuworkbench.commands.output import print_json, print_table, tell
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import RunInfo, list_runs
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(runs)
         return ExitCode.OK
     if not runs:
-        print(f"no runs in {directory} yet; start one: gpuworkbench --headless --preset quickstart")
+        tell(f"no runs in {directory} yet; start one: gpuworkbench --headless --preset quickstart")
         return ExitCode.OK
     print_table(["RUN", "STATUS", "STEP", "LOSS", "NOTE"], [row(info) for info in runs], right=[2, 3])
     return ExitCode.OK

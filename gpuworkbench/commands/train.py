@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from gpuworkbench.commands.follow import caught_up_log, follow_trainer, forwarded_signals, wait_for
-from gpuworkbench.commands.output import print_json
+from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError
 from gpuworkbench.launch import create as creation
@@ -120,13 +119,8 @@ def detached(paths: RunPaths, pid: int, as_json: bool) -> int:
     if as_json:
         print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": pid})
     else:
-        print(f"training goes on in process {pid}; watch it with: gpuworkbench attach {paths.run_id}")
+        tell(f"training goes on in process {pid}; watch it with: gpuworkbench attach {paths.run_id}")
     return ExitCode.OK
-
-
-def say(text: str) -> None:
-    """A line for people; stdout is kept for data."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class DataProgress:

@@ -6,91 +6,80 @@ Precedence, later wins: preset < its `cpu_twin` (when asked for) < environment <
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from gpuworkbench import registry
+from gpuworkbench.config import keys as schema_keys
 from gpuworkbench.config import validate
 from gpuworkbench.config.schema import SCHEMA_VERSION, RunConfig
-from gpuworkbench.config.toml_io import parse_value, refuse_nonfinite
+from gpuworkbench.config.toml_io import parse_value, refuse_odd_values
 from gpuworkbench.errors import ConfigError
 
 ENV_PREFIX = "GPUWORKBENCH__"
+CARD_ONLY_KEYS = frozenset({"index", "uuid", "memory_limit_gib"})  # of [device]
 Table = dict[str, Any]
 
 
 class Override(NamedTuple):
-    """One `section.key = value` from the command line or the environment; `where` names it in errors."""
+    """One `section.key = value` from the command line or the environment; `where` names it in errors.
+
+    `text` is the value as it was written, for keys that take text: `--set sample.prompt=1999` means the word.
+    """
 
     key: str
     value: Any
     where: str
+    text: str | None = None
 
 
 def parse_set(text: str) -> Override:
     """`section.key=value` of a `--set` flag. Raises ConfigError."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {text!r}: no '=' in it", "write --set section.key=value")
-    return Override(key.strip(), parse_value(value.strip()), "--set")
+        raise ConfigError(f"--set {text[:80]!r}: no '=' after a key", "write --set section.key=value")
+    return _override(key.strip(), value.strip(), "--set")
 
 
 def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
-    """`GPUWORKBENCH__section__key=value` variables, in name order."""
-    found = []
-    for name in sorted(environ):
-        if name.startswith(ENV_PREFIX):
-            key = ".".join(name[len(ENV_PREFIX) :].split("__"))
-            found.append(Override(key, parse_value(environ[name]), name))
-    return found
+    """`GPUWORKBENCH__section__key=value` variables, in name order. Raises ConfigError."""
+    names = sorted(name for name in environ if name.startswith(ENV_PREFIX))
+    return [_override(name[len(ENV_PREFIX) :].replace("__", "."), environ[name], name) for name in names]
 
 
-def known_keys(table: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every `section.key` there is -> its msgspec field. `table` decides the model family."""
-    keys: dict[str, Any] = {}
-    for section, struct in section_structs(table).items():
-        for info in msgspec.structs.fields(struct):
-            keys[f"{section}.{info.encode_name}"] = info
-        if section == "model":
-            keys["model.family"] = None
-    return keys
+def build(table: Mapping[str, Any], where: str, overrides: Sequence[Override] = ()) -> RunConfig:
+    """Validate a whole table and return the frozen config. Raises ConfigError (file, key, problem, fix).
 
-
-def section_structs(table: Mapping[str, Any] | None = None) -> dict[str, type[msgspec.Struct]]:
-    """Section name -> struct. The `model` section's struct depends on `model.family` in `table`."""
-    structs: dict[str, type[msgspec.Struct]] = {}
-    for info in msgspec.structs.fields(RunConfig):
-        if info.name == "model":
-            structs["model"] = _model_struct(table)
-        elif (struct := _struct_in(info.type)) is not None:
-            structs[info.name] = struct
-    return structs
-
-
-def build(table: Mapping[str, Any], where: str) -> RunConfig:
-    """Validate a whole table and return the frozen config. Raises ConfigError (file, key, problem, fix)."""
-    refuse_nonfinite(table, where)
+    `overrides` are those already in `table`: an error in one of their keys names the flag or variable, not the file.
+    """
+    refuse_odd_values(table, where)
     version = table.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ConfigError(
             f"{where}: schema_version = {version} is newer than this program's {SCHEMA_VERSION}",
             "update gpuworkbench, or use a preset of this version",
         )
-    _refuse_unknown_keys(table, where)
-    twin = table.get("cpu_twin", {})
+    _refuse_unknown_keys(table, where, [info.name for info in msgspec.structs.fields(RunConfig)])
+    twin = table.get("cpu_twin")
     if isinstance(twin, Mapping):
-        _refuse_unknown_keys(
-            {**twin, "model": {**_family_of(table), **_as_table(twin.get("model"))}}, where, "cpu_twin."
-        )
+        _refuse_unknown_keys(twin, where, list(schema_keys.sections(table)), "cpu_twin.")
     try:
         config = msgspec.convert(table, RunConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(*_explain(str(error), where, table)) from None
+        raise _explained(str(error), table, where, overrides) from None
     for problem in validate.problems(config):
-        raise ConfigError(f"{where}: {problem.key}: {problem.what}", problem.fix)
+        raise ConfigError(f"{where_of(overrides, problem.key, where)}: {problem.key}: {problem.what}", problem.fix)
     return config
+
+
+def build_overridden(table: Mapping[str, Any], overrides: Sequence[Override], name: str, where: str) -> RunConfig:
+    """`table` with `overrides` applied, validated. Errors name the override; `where` is the file behind `table`."""
+    if not overrides:
+        return build(table, where)
+    named = list(dict.fromkeys(f"{override.where} {override.key}" for override in overrides))
+    few = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    return build(apply_overrides(table, overrides), f"{name} with {few}", overrides)
 
 
 def merge(base: Mapping[str, Any], sections: Mapping[str, Any]) -> Table:
@@ -108,111 +97,92 @@ def apply_overrides(table: Mapping[str, Any], overrides: Iterable[Override]) -> 
     """`table` with each override applied in turn. Raises ConfigError for a key that does not exist."""
     result = merge(table, {})
     for override in overrides:
-        keys = known_keys(result)
-        if override.key not in keys:
-            raise ConfigError(f"{override.where}: {override.key!r} is not a key", _suggestion(override.key, keys))
+        known = schema_keys.known_keys(result)
+        key = known.get(override.key)
+        if key is None:
+            raise ConfigError(
+                f"{override.where}: {override.key!r} is not a key", schema_keys.suggest(override.key, known)
+            )
+        value = override.value
+        if key.value_type is str and not isinstance(value, str) and override.text is not None:
+            value = override.text
+        refuse_odd_values(value, override.where, override.key)
         section, _, name = override.key.partition(".")
-        refuse_nonfinite(override.value, override.where, override.key)
-        result = merge(result, {section: {name: override.value}})
+        result = merge(result, {section: {name: value}})
     return result
 
 
 def twin_table(table: Mapping[str, Any], where: str) -> Table:
-    """The CPU twin of a preset's table. Raises ConfigError when the preset defines none."""
+    """The CPU twin of a preset's table. Raises ConfigError when the preset defines none.
+
+    What only a card has (its index, a memory limit) does not carry over.
+    """
     twin = table.get("cpu_twin")
     if not twin:
         raise ConfigError(f"{where}: has no [cpu_twin] section", "leave --cpu-twin out, or add the section")
     merged = merge(table, twin)
+    merged.pop("cpu_twin")
     merged["is_cpu_twin"] = True
-    return merge(merged, {"device": {"kind": "cpu"}})
+    device = table.get("device", {})
+    kept = {name: value for name, value in device.items() if name not in CARD_ONLY_KEYS}
+    merged["device"] = {**kept, "kind": "cpu", **twin.get("device", {})}
+    return merged
 
 
 def where_of(overrides: Iterable[Override], key: str, default: str) -> str:
     """Which source last set `key`: its flag or variable, else `default` (the file)."""
-    found = default
-    for override in overrides:
-        if override.key == key:
-            found = override.where
-    return found
+    return next((override.where for override in reversed(list(overrides)) if override.key == key), default)
 
 
-def _as_table(value: Any) -> Table:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _override(key: str, text: str, where: str) -> Override:
+    try:
+        f"{key}{text}".encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where} {key[:80]!r} is not UTF-8", "give it as UTF-8 text") from None
+    return Override(key, parse_value(text), where, text)
 
 
-def _family_of(table: Mapping[str, Any]) -> Table:
-    family = _as_table(table.get("model")).get("family")
-    return {} if family is None else {"family": family}
-
-
-def _model_struct(table: Mapping[str, Any] | None) -> type[msgspec.Struct]:
-    family = _family_of(table or {}).get("family", "gpt2")
-    entry = registry.lookup(registry.MODELS, str(family), "model.family")
-    struct: type[msgspec.Struct] = registry.load(entry.spec)
-    return struct
-
-
-def _struct_in(annotation: Any) -> type[msgspec.Struct] | None:
-    """The Struct in `Struct` or `Struct | None`."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return candidate
-    return None
-
-
-def _refuse_unknown_keys(table: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    keys = known_keys(table)
-    structs = section_structs(table)
-    top_level = [info.name for info in msgspec.structs.fields(RunConfig)]
+def _refuse_unknown_keys(table: Mapping[str, Any], where: str, top_level: list[str], prefix: str = "") -> None:
+    try:
+        structs, known = schema_keys.sections(table), schema_keys.known_keys(table)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {prefix}{error.message}", error.hint) from None
     for section, values in table.items():
         if section not in top_level:
-            raise ConfigError(f"{where}: {prefix}{section!r} is not a section", _suggestion(section, top_level))
+            hint = schema_keys.suggest_section(section, top_level)
+            raise ConfigError(f"{where}: {prefix}{section} is not a section", hint)
         if section not in structs:
             continue
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: {prefix}{section} is not a section of keys", f"write [{prefix}{section}]")
         for name in values:
-            if f"{section}.{name}" not in keys:
-                hint = _suggestion(f"{section}.{name}", keys)
+            if f"{section}.{name}" not in known:
+                hint = schema_keys.suggest(f"{section}.{name}", known)
                 raise ConfigError(f"{where}: {prefix}{section}.{name} is not a key", hint)
 
 
-def _suggestion(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    close = registry.nearest(name, known)
-    if close is None and "." in name:
-        leaf = name.rpartition(".")[2]
-        close = next((key for key in known if key.rpartition(".")[2] == leaf), None)
-    return f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)[:24])}"
-
-
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 
 
-def _explain(text: str, where: str, table: Mapping[str, Any]) -> tuple[str, str]:
-    """msgspec's message as (what, fix) in the words of a config file."""
+def _explained(text: str, table: Mapping[str, Any], where: str, overrides: Sequence[Override]) -> ConfigError:
+    """msgspec's message in the words of a config file: the key, its value, what is expected, what the key does."""
     found = _AT.search(text)
-    key = found["path"] if found else ""
-    what = text[: found.start()] if found else text
-    what = what.replace("`", "").replace("Expected", "expected").replace("Object missing required field", "missing")
-    what = what.replace("got str", "got text")
-    if missing := re.search(r"missing (\w+)", what):
-        key, what = f"{key}.{missing[1]}".lstrip("."), "is missing"
-    info = known_keys(table).get(key)
-    documentation = _documentation(info.type) if info is not None else ""
-    hint = f"{key} is: {documentation}" if documentation else "correct the value"
-    return f"{where}: {key or 'the file'}: {what}", hint
+    path = found["path"] if found else ""
+    known = {**schema_keys.known_keys(table), **schema_keys.top_level_keys()}
+    if missing := _MISSING.search(text):
+        path = f"{path}.{missing['name']}".lstrip(".")
+        what = f"{path} is missing"
+    elif path in known:
+        section, _, name = path.rpartition(".")
+        value = (table[section] if section else table)[name]
+        what = f"{path} = {_shown(value)} is not {known[path].expects}"
+    else:
+        what = f"{path or 'the file'}: {text[: found.start()] if found else text}".replace("`", "")
+    hint = f"{path} is: {known[path].documentation}" if path in known else f"write [{path or 'section'}] with keys"
+    return ConfigError(f"{where_of(overrides, path, where)}: {what}", hint)
 
 
-def _documentation(annotation: Any) -> str:
-    """The documentation line of a field's type."""
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        for meta in getattr(candidate, "__metadata__", ()):
-            if isinstance(meta, msgspec.Meta) and meta.description:
-                return meta.description
-    return ""
-
-
-def documentation_of(key: str, table: Mapping[str, Any] | None = None) -> str:
-    """One line of documentation for `section.key`."""
-    info = known_keys(table).get(key)
-    return _documentation(info.type) if info is not None else ""
+def _shown(value: Any) -> str:
+    shown = repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return {"True": "true", "False": "false"}.get(shown, shown if len(shown) <= 60 else shown[:59] + "…")

@@ -11,16 +11,9 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from gpuworkbench import registry
-from gpuworkbench.config.loader import (
-    Override,
-    apply_overrides,
-    build,
-    environment_overrides,
-    merge,
-    twin_table,
-)
+from gpuworkbench.config.loader import Override, build, build_overridden, environment_overrides, merge, twin_table
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.errors import ConfigError
 
 PRESET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
@@ -78,27 +71,35 @@ def find_preset(name_or_path: str) -> Path:
     if not name_or_path.strip():
         raise ConfigError("the preset's name is empty", "`gpuworkbench presets` lists the names")
     if "/" in name_or_path or name_or_path.endswith(".toml"):
-        path = Path(name_or_path).expanduser()
+        try:
+            path = Path(name_or_path).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{name_or_path}: there is no such user", "give the preset's whole path") from None
         if not os.path.lexists(path):
-            raise ConfigError(f"{name_or_path}: no such preset file", "`gpuworkbench presets` lists the names")
+            close = registry.nearest(path.stem, [known.stem for known in iter_preset_paths()], cutoff=0.7)
+            suggestion = f"did you mean the preset {close!r}?" if close else "`gpuworkbench presets` lists the names"
+            raise ConfigError(f"{name_or_path}: no such preset file", suggestion)
         return path
     by_name = {path.stem: path for path in iter_preset_paths()}
     if name_or_path in by_name:
         return by_name[name_or_path]
     close = registry.nearest(name_or_path, list(by_name))
     suggestion = f"did you mean {close!r}?" if close else "`gpuworkbench presets` lists the names"
-    raise ConfigError(f"no preset is called {name_or_path!r}", suggestion)
+    raise ConfigError(f"no preset is called {name_or_path[:80]!r}", suggestion)
 
 
 def load_preset(name_or_path: str) -> Preset:
-    """Read, parse and validate a preset. Raises ConfigError."""
+    """Read, parse and validate a preset, its CPU twin too. Raises ConfigError."""
     path = find_preset(name_or_path)
-    text = read_regular_file(path)
+    text = read_config_file(path, follow_symlinks=True)
     name = path.stem
     if not PRESET_NAME.match(name):
         raise ConfigError(f"{path}: {name!r} is no preset name", "use letters, digits, '_', '-' and '.'")
     table = {**parse_toml(text, str(path)), "preset": name}
-    return Preset(name, path, text, table, build(table, str(path)))
+    config = build(table, str(path))
+    if config.cpu_twin:
+        build(twin_table(table, str(path)), f"{path} [cpu_twin]")
+    return Preset(name, path, text, table, config)
 
 
 def configure(
@@ -118,8 +119,5 @@ def configure(
         overrides.append(Override("train.max_steps", steps, "--steps"))
     where = str(preset.path)
     table = twin_table(preset.table, where) if cpu_twin else merge(preset.table, {})
-    if overrides:
-        where = f"{preset.name} with {', '.join(dict.fromkeys(f'{o.where} {o.key}' for o in overrides))}"
-    table = apply_overrides(table, overrides)
     table.pop("cpu_twin", None)
-    return build(table, where)
+    return build_overridden(table, overrides, f"{preset.name} (CPU twin)" if cpu_twin else preset.name, where)

@@ -24,6 +24,9 @@ else:
     ModelConfig = reduce(or_, (registry.load(entry.spec) for entry in registry.MODELS.values()))
 
 SCHEMA_VERSION = 1
+MAX_STEPS = 10**9
+MAX_COUNT = 2**31 - 1  # rows, sequences, tokens: what one tensor dimension may have
+MAX_SEED = 2**63 - 1
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,9 +36,9 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class CardConfig(Section, frozen=True, kw_only=True):
     """The card a preset is meant for."""
 
-    name: Annotated[str, doc("the card in words, as shown in lists")]
+    name: Annotated[str, doc("the card in words, as shown in lists", max_length=80)]
     compute_capability: Annotated[str, doc("lowest CUDA compute capability, as major.minor", pattern=r"^\d{1,2}\.\d$")]
-    memory_gib: Annotated[float, doc("device memory the preset needs, in GiB as the driver reports it", gt=0.0)]
+    memory_gib: Annotated[float, doc("device memory the preset needs, in GiB as the driver reports it", gt=0.0, le=1e6)]
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
@@ -45,7 +48,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str, doc("stdlib, synthetic, fineweb10B, or a path: text file, JSONL file, folder, token shard .bin")
     ] = "stdlib"
     tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
-    seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=MAX_SEED)] = 0
     sha256: Annotated[str, doc("identity of the prepared tokens (stored, never set by hand)")] | None = None
     val_fraction: Annotated[
         float,
@@ -58,17 +61,22 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     """The loop: how much per step, how many steps, how exactly."""
 
     seq_len: (
-        Annotated[int, doc("tokens per training sequence; default and upper bound: model.seq_len", ge=1)] | None
+        Annotated[int, doc("tokens per training sequence; default and upper bound: model.seq_len", ge=1, le=MAX_COUNT)]
+        | None
     ) = None
-    micro_batch_size: Annotated[int, doc("sequences per forward and backward pass", ge=1)] = 8
-    grad_accum_steps: Annotated[int, doc("micro-batches per optimizer step; gradients are averaged", ge=1)] = 1
-    max_steps: Annotated[int, doc("total optimizer steps of the run", ge=1, le=10**9)] | None = None
+    micro_batch_size: Annotated[int, doc("sequences per forward and backward pass", ge=1, le=MAX_COUNT)] = 8
+    grad_accum_steps: Annotated[
+        int, doc("micro-batches per optimizer step; gradients are averaged", ge=1, le=MAX_COUNT)
+    ] = 1
+    max_steps: Annotated[int, doc("total optimizer steps of the run", ge=1, le=MAX_STEPS)] | None = None
     max_epochs: (
-        Annotated[float, doc("passes over the training tokens, as an alternative to max_steps", gt=0.0)] | None
+        Annotated[float, doc("passes over the training tokens, as an alternative to max_steps", gt=0.0, le=1e9)] | None
     ) = None
-    seed: Annotated[int, doc("seed of the initial weights and of dropout", ge=0, le=2**63 - 1)] = 1337
+    seed: Annotated[int, doc("seed of the initial weights and of dropout", ge=0, le=MAX_SEED)] = 1337
     grad_clip_norm: Annotated[float, doc("global gradient norm is clipped to this; 0 turns clipping off", ge=0.0)] = 1.0
-    log_interval_steps: Annotated[int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1)] = 1
+    log_interval_steps: Annotated[
+        int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1, le=MAX_STEPS)
+    ] = 1
     mode: (
         Annotated[Literal["exact", "fast"], doc("exact: resume is bit-identical; fast: fastest kernels. CPU: exact")]
         | None
@@ -95,8 +103,12 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """The learning rate over the run, as a multiple of optimizer.lr."""
 
     name: Annotated[str, doc("constant, cosine, linear or warmup_stable_decay")] = "cosine"
-    warmup_steps: Annotated[int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0)] = 0
-    warmdown_steps: Annotated[int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0)] = 0
+    warmup_steps: Annotated[
+        int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0, le=MAX_STEPS)
+    ] = 0
+    warmdown_steps: Annotated[
+        int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0, le=MAX_STEPS)
+    ] = 0
     min_lr_fraction: Annotated[float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)] = 0.0
 
 
@@ -110,7 +122,9 @@ class MemoryConfig(Section, frozen=True, kw_only=True):
     chunked_cross_entropy: Annotated[
         bool, doc("compute head and loss in chunks of rows, so that the logits never exist as a whole")
     ] = False
-    cross_entropy_chunk_rows: Annotated[int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1)] = 1024
+    cross_entropy_chunk_rows: Annotated[
+        int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1, le=MAX_COUNT)
+    ] = 1024
 
 
 class HybridConfig(Section, frozen=True, kw_only=True):
@@ -124,7 +138,9 @@ class HybridConfig(Section, frozen=True, kw_only=True):
 class CheckpointConfig(Section, frozen=True, kw_only=True):
     """When state is saved, and how much of it is kept. The last step is always saved."""
 
-    interval_steps: Annotated[int, doc("steps between checkpoints; 0: only at the end or when stopped", ge=0)] = 100
+    interval_steps: Annotated[
+        int, doc("steps between checkpoints; 0: only at the end or when stopped", ge=0, le=MAX_STEPS)
+    ] = 100
     keep_last: Annotated[int, doc("how many of the newest checkpoints are kept", ge=2, le=10_000)] = 2
     keep_best: Annotated[bool, doc("also keep the checkpoint with the lowest validation loss")] = True
 
@@ -132,28 +148,33 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
 class EvalConfig(Section, frozen=True, kw_only=True):
     """Validation during the run."""
 
-    interval_steps: Annotated[int, doc("steps between validations; 0 turns them off", ge=0)] = 100
-    tokens: Annotated[int, doc("validation tokens per validation; a multiple of batch x seq_len", ge=1)] = 32_768
+    interval_steps: Annotated[int, doc("steps between validations; 0 turns them off", ge=0, le=MAX_STEPS)] = 100
+    tokens: Annotated[int, doc("validation tokens per validation; a multiple of batch x seq_len", ge=1, le=10**15)] = (
+        32_768
+    )
     micro_batch_size: (
-        Annotated[int, doc("sequences per validation batch; default: train.micro_batch_size", ge=1)] | None
+        Annotated[int, doc("sequences per validation batch; default: train.micro_batch_size", ge=1, le=MAX_COUNT)]
+        | None
     ) = None
 
 
 class SampleConfig(Section, frozen=True, kw_only=True):
     """Text written during the run."""
 
-    interval_steps: Annotated[int, doc("steps between samples; 0 turns them off", ge=0)] = 0
+    interval_steps: Annotated[int, doc("steps between samples; 0 turns them off", ge=0, le=MAX_STEPS)] = 0
     prompt: Annotated[str, doc("the text that samples continue", max_length=10_000)] = "\n"
     tokens: Annotated[int, doc("tokens per sample", ge=1, le=100_000)] = 64
     temperature: Annotated[float, doc("softmax temperature; 0 is greedy", ge=0.0, le=100.0)] = 0.8
-    top_k: Annotated[int, doc("sample from the k most likely tokens; 0: from all", ge=0)] = 50
-    seed: Annotated[int, doc("seed of the sampler", ge=0, le=2**63 - 1)] = 1337
+    top_k: Annotated[int, doc("sample from the k most likely tokens; 0: from all", ge=0, le=MAX_COUNT)] = 50
+    seed: Annotated[int, doc("seed of the sampler", ge=0, le=MAX_SEED)] = 1337
 
 
 class EarlyStoppingConfig(Section, frozen=True, kw_only=True):
     """Ends a run whose validation loss no longer falls."""
 
-    patience: Annotated[int, doc("validations without improvement before the run completes; 0: never", ge=0)] = 0
+    patience: Annotated[
+        int, doc("validations without improvement before the run completes; 0: never", ge=0, le=MAX_STEPS)
+    ] = 0
     min_delta: Annotated[
         float, doc("a lower validation loss counts when it is lower by more than this (nats)", ge=0.0)
     ] = 0.0
@@ -163,9 +184,13 @@ class DeviceConfig(Section, frozen=True, kw_only=True):
     """Where the run computes."""
 
     kind: Annotated[Literal["auto", "cuda", "cpu"], doc("auto takes the card the preset is for, else refuses")] = "auto"
-    index: Annotated[int, doc("which CUDA device, counted as CUDA_VISIBLE_DEVICES leaves them", ge=0)] | None = None
+    index: (
+        Annotated[int, doc("which CUDA device, counted as CUDA_VISIBLE_DEVICES leaves them", ge=0, le=1023)] | None
+    ) = None
     uuid: Annotated[str, doc("the card chosen when the run was created (stored, seldom set by hand)")] | None = None
-    memory_limit_gib: Annotated[float, doc("caps the CUDA allocator: a simulated smaller card", gt=0.0)] | None = None
+    memory_limit_gib: (
+        Annotated[float, doc("caps the CUDA allocator: a simulated smaller card", gt=0.0, le=1e6)] | None
+    ) = None
     compile: Annotated[
         Literal["off", "default", "max-autotune-no-cudagraphs"],
         doc("torch.compile of the model, and its mode"),

@@ -32,6 +32,10 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             "early_stopping.patience", "needs validations, but eval.interval_steps is 0", "set eval.interval_steps"
         )
+    if config.is_cpu_twin and config.device.kind != "cpu":
+        yield Problem(
+            "device.kind", f"{config.device.kind!r}, but a CPU twin computes on the CPU", "leave it, or --cpu-twin, out"
+        )
     if config.device.kind == "cpu" and config.device.memory_limit_gib is not None:
         yield Problem(
             "device.memory_limit_gib", "caps a CUDA card, but device.kind is cpu", "leave it out, or use a card"

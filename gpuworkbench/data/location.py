@@ -14,6 +14,7 @@ from typing import BinaryIO
 import platformdirs
 
 from gpuworkbench.errors import DataError
+from gpuworkbench.io import reading
 
 CACHE_ENV = "GPUWORKBENCH_CACHE_DIR"
 NAMED_SOURCES = ("stdlib", "synthetic", "fineweb10B")
@@ -64,17 +65,11 @@ def kind_of(mode: int) -> str:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading, never blocking. DataError for anything else."""
-    _require_regular(path, stat_path(path))  # opening a device can already have an effect
+    _require_regular(path, stat_path(path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.fdopen(reading.open_regular(path, follow_symlinks=True), "rb")
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-    try:
-        _require_regular(path, os.fstat(fd))
-        return os.fdopen(fd, "rb")
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 def _require_regular(path: Path, info: os.stat_result) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from gpuworkbench.errors import RunError
 from gpuworkbench.events.codec import decode_line
 from gpuworkbench.events.schema import AnyEvent
+from gpuworkbench.io import reading
 
 BACKWARD_CHUNK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 8 * 1024 * 1024
@@ -31,28 +31,16 @@ def open_regular(path: Path) -> int | None:
     Raises RunError for anything else in its place (FIFO, device, directory, unreadable); never blocks.
     """
     try:
-        _refuse_special(path, os.stat(path))  # before open: opening a device can act on it
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        return reading.open_regular(path, follow_symlinks=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path}: {reason(error)}", "check that it is a run directory of yours") from error
-    try:
-        _refuse_special(path, os.fstat(fd))  # and after it: the name may have been replaced in between
-    except RunError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def reason(error: Exception) -> str:
     """What the system said, without the path that `str(OSError)` repeats."""
     return getattr(error, "strerror", None) or str(error)
-
-
-def _refuse_special(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise RunError(f"{path} is not a regular file", "an event log is one; this is not a run directory")
 
 
 def lines_backward(fd: int, end: int) -> Iterator[bytes]:

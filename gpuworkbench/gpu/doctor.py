@@ -14,6 +14,7 @@ from gpuworkbench.gpu import checks as single
 from gpuworkbench.gpu.checks import Check, Status
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.gpu.torch_build import COMMAND, TIMEOUT_S, TorchProbe
+from gpuworkbench.text import wrap_text
 
 CHECK_TIMEOUT_S = 5.0  # a hung driver or a dead network mount must not hang the doctor
 CACHE_VARIABLE = "GPUWORKBENCH_CACHE_DIR"
@@ -54,16 +55,22 @@ def run_checks(
     return [*before, *single.check_torch(probe.result(torch_timeout_s), known), *after]
 
 
-def render(checks: Sequence[Check], color: bool) -> str:
-    """The checks as aligned lines, advice below, and a last line that sums up."""
+def render(checks: Sequence[Check], color: bool, columns: int | None = None) -> str:
+    """The checks as aligned lines, advice below, and a last line that sums up; wrapped to `columns` where given."""
     width = max((len(check.name) for check in checks), default=0)
+    indent = " " * (len(_GLYPHS["ok"]) + 2 + width + 2)
+    room = None if columns is None else max(columns - len(indent), 20)
     lines = []
     for check in checks:
         mark = _GLYPHS[check.status]
         mark = f"\x1b[{_COLORS[check.status]}m{mark}\x1b[0m" if color else mark
-        lines.append(f"{mark}  {check.name:<{width}}  {check.detail}")
+        first, *rest = wrap_text(check.detail, room) if room else [check.detail]
+        lines.append(f"{mark}  {check.name:<{width}}  {first}")
+        lines += [indent + line for line in rest]
         if check.advice:
-            lines.append(f"      {'':<{width}}  -> {check.advice}")
+            first, *rest = wrap_text(check.advice, room - 3) if room else [check.advice]
+            lines.append(f"{indent}-> {first}")
+            lines += [f"{indent}   {line}" for line in rest]
     lines.append(_summary(checks))
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -30,10 +30,18 @@ class DeviceChoice(Struct, frozen=True, kw_only=True):
 CPU = DeviceChoice(kind="cpu")
 
 
-def select_device(config: RunConfig, cards: Sequence[Card], preset_argument: str | None = None) -> DeviceChoice:
+def select_device(
+    config: RunConfig,
+    cards: Sequence[Card],
+    preset_argument: str | None = None,
+    *,
+    has_cpu_twin: bool = True,
+    force: bool = False,
+) -> DeviceChoice:
     """The device for a run. `preset_argument` is how the person named the preset (default: its name).
 
-    A CPU twin computes on the CPU whatever device keys its card preset has.
+    A CPU twin computes on the CPU whatever device keys its card preset has. `force` takes the best card that is here
+    although it falls short of the preset's card section; where there is no card it changes nothing.
     Raises DoesNotFitError (exit 4) where no card here will do, ConfigError where the device keys contradict each
     other or name a card that is not there.
     """
@@ -42,9 +50,9 @@ def select_device(config: RunConfig, cards: Sequence[Card], preset_argument: str
         return CPU
     if device.kind == "cpu":
         return _cpu(config)
-    name = preset_argument or config.preset
+    refusal = _Refusal(config, preset_argument or config.preset, has_cpu_twin)
     if device.uuid is not None:
-        return _stored(config, cards, name)
+        return _stored(config, cards, refusal, force)
     if device.index is not None and cards and device.index >= len(cards):
         raise ConfigError(
             f"device.index = {device.index} is not there: {_count(len(cards))} visible", "indices start at 0"
@@ -57,7 +65,9 @@ def select_device(config: RunConfig, cards: Sequence[Card], preset_argument: str
         if device.index is not None:
             raise ConfigError(f"device.index = {device.index}: no CUDA card is here", "leave device.index out")
         return _cpu(config)
-    raise _does_not_fit(config, candidates, name)
+    if force and candidates:
+        return _cuda(_best(candidates))
+    raise refusal.of(candidates)
 
 
 def _cpu(config: RunConfig) -> DeviceChoice:
@@ -73,12 +83,12 @@ def _cuda(card: Card) -> DeviceChoice:
     return DeviceChoice(kind="cuda", index=card.index, uuid=card.uuid, card=card)
 
 
-def _stored(config: RunConfig, cards: Sequence[Card], name: str) -> DeviceChoice:
+def _stored(config: RunConfig, cards: Sequence[Card], refusal: _Refusal, force: bool) -> DeviceChoice:
     """The card the run was created with."""
     for card in cards:
         if card.uuid == config.device.uuid:
-            if _shortcomings(config, card) is not None:
-                raise _does_not_fit(config, [card], name)
+            if not force and _shortcomings(config, card) is not None:
+                raise refusal.of([card])
             return _cuda(card)
     if not cards:
         raise DoesNotFitError(
@@ -113,17 +123,31 @@ def _usable_bytes(config: RunConfig, card: Card) -> float | None:
     return min(card.memory_total_bytes, limit * GIB)
 
 
-def _does_not_fit(config: RunConfig, cards: Sequence[Card], name: str) -> DoesNotFitError:
-    need = config.card
-    wanted = "a CUDA card"
-    if need is not None:
-        wanted = f"a CUDA card with compute capability {need.compute_capability} and {need.memory_gib:g} GiB"
-    best = max(cards, key=lambda card: (card.compute_capability or (0, 0), card.memory_total_bytes or 0), default=None)
-    here = "no CUDA card" if best is None else _describe(config, best)
-    return DoesNotFitError(
-        f"preset {safe_text(name)} needs {wanted}; here: {here}",
-        f"on the CPU: gpuworkbench --headless --preset {shlex.quote(safe_text(name))} --cpu-twin",
-    )
+class _Refusal(NamedTuple):
+    """What a refusal needs to know about the request."""
+
+    config: RunConfig
+    name: str
+    has_cpu_twin: bool
+
+    def of(self, cards: Sequence[Card]) -> DoesNotFitError:
+        """One line: what the preset needs, what is here, and what to do instead."""
+        need = self.config.card
+        wanted = "a CUDA card"
+        if need is not None:
+            wanted = f"a CUDA card with compute capability {need.compute_capability} and {need.memory_gib:g} GiB"
+        here = _describe(self.config, _best(cards)) if cards else "no CUDA card"
+        preset = shlex.quote(safe_text(self.name))
+        small = "--cpu-twin" if self.has_cpu_twin else "--set device.kind=cpu"
+        regardless = "here all the same: add --force; " if cards and need is not None else ""
+        return DoesNotFitError(
+            f"preset {safe_text(self.name)} needs {wanted}; here: {here}",
+            f"{regardless}on the CPU: gpuworkbench --headless --preset {preset} {small}",
+        )
+
+
+def _best(cards: Sequence[Card]) -> Card:
+    return max(cards, key=lambda card: (card.compute_capability or (0, 0), card.memory_total_bytes or 0))
 
 
 def _describe(config: RunConfig, card: Card) -> str:

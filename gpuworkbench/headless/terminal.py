@@ -10,9 +10,10 @@ import errno
 import io
 import os
 import shutil
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TextIO
+
+from gpuworkbench.text import cell_width
 
 _COLOURS = {"good": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
 _RESET = "\x1b[0m"
@@ -27,14 +28,6 @@ def wants_color(is_terminal: bool) -> bool:
 def terminal_width() -> int:
     """Columns of the terminal; 80 where that is unknown."""
     return shutil.get_terminal_size((80, 24)).columns
-
-
-def cell_width(text: str) -> int:
-    """Columns that printable text takes: wide East Asian characters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(unicodedata.combining(char) != 0 for char in text)
 
 
 def fit_parts(parts: Sequence[tuple[int, str]], width: int) -> str:

@@ -20,21 +20,29 @@ class Tail(NamedTuple):
     offset: int  # where `data` begins in the file, in bytes
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, *, follow_symlinks: bool = False) -> int:
     """Open a regular file for reading; returns a descriptor. Raises OSError for symlinks, FIFOs, devices, directories.
 
-    O_NONBLOCK keeps the open of a FIFO from waiting for its writer.
+    `follow_symlinks` is for paths that a person named; a run directory's files are no symlinks. ValueError for a name
+    with a NUL character.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    _require_regular(
+        os.stat(path, follow_symlinks=follow_symlinks), path
+    )  # opening a device can already have an effect
+    # O_NONBLOCK: the name may be a FIFO by now, whose open would wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    fd = os.open(path, flags if follow_symlinks else flags | os.O_NOFOLLOW)
+    try:
+        _require_regular(os.fstat(fd), path)
+    except OSError:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise
     return fd
 
 
-def read_regular_file(path: Path, max_bytes: int) -> bytes:
-    """All of a regular file. Raises OSError; EFBIG where it holds more than `max_bytes`."""
-    with os.fdopen(open_regular(path), "rb") as stream:
+def read_regular_file(path: Path, max_bytes: int, *, follow_symlinks: bool = False) -> bytes:
+    """All of a regular file. Raises OSError (EFBIG where it holds more than `max_bytes`), ValueError as above."""
+    with os.fdopen(open_regular(path, follow_symlinks=follow_symlinks), "rb") as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
@@ -54,3 +62,10 @@ def read_from(path: Path, offset: int, max_bytes: int) -> bytes:
     with os.fdopen(open_regular(path), "rb") as stream:
         stream.seek(offset)
         return stream.read(max_bytes)
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))

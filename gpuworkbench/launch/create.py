@@ -15,7 +15,7 @@ from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.launch.resolve import resolve
-from gpuworkbench.runs.create import create_run
+from gpuworkbench.runs.create import create_run, refuse_taken
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
 
 OnProgress = Callable[[str, float | None], None]
@@ -30,6 +30,7 @@ class LaunchRequest(NamedTuple):
     steps: int | None = None
     cpu_twin: bool = False
     run_id: str | None = None
+    force: bool = False  # train on a card that falls short of the preset's card section
     environ: Mapping[str, str] = os.environ
 
 
@@ -44,15 +45,17 @@ class Prepared(NamedTuple):
 def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prepared:
     """Preset, card and data, in this order, each refused with its own error; the resolved config.
 
-    Raises ConfigError, DoesNotFitError, DataError.
+    Raises UsageError, RunError, ConfigError, DoesNotFitError, DataError.
     """
     if request.run_id is not None:
-        validate_run_id(request.run_id)
+        refuse_taken(RunPaths(request.runs_dir / validate_run_id(request.run_id)))
     preset = load_preset(request.preset)
     config = configure(
         preset, sets=request.sets, environ=request.environ, cpu_twin=request.cpu_twin, steps=request.steps
     )
-    choice: DeviceChoice = select_device(config, probe_cards())
+    choice: DeviceChoice = select_device(
+        config, probe_cards(), request.preset, has_cpu_twin=preset.has_cpu_twin, force=request.force
+    )
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:
         check_eval_tokens(config, data.n_val_tokens)

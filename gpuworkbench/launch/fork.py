@@ -10,7 +10,7 @@ import msgspec
 
 from gpuworkbench.config.diff import differences
 from gpuworkbench.config.loader import Override
-from gpuworkbench.config.toml_io import dump_toml, read_regular_file
+from gpuworkbench.config.toml_io import dump_toml, read_config_file
 from gpuworkbench.data import check_eval_tokens, prepare
 from gpuworkbench.errors import CheckpointError, ConfigError, RunError
 from gpuworkbench.gpu.fit import select_device
@@ -64,7 +64,7 @@ def fork(
         forked_from=f"{paths.run_id}@{reference.step}",
     )
     child = create_run(
-        runs_dir, run_id or new_run_id(old.preset), read_regular_file(paths.preset_toml), dump_toml(new), files
+        runs_dir, run_id or new_run_id(old.preset), read_config_file(paths.preset_toml), dump_toml(new), files
     )
     try:
         copy_checkpoint(reference, child.checkpoint(reference.step), files)

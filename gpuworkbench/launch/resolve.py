@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.schema import MAX_STEPS, RunConfig
 from gpuworkbench.data import PreparedData, absolute_source
 from gpuworkbench.gpu.fit import DeviceChoice
 from gpuworkbench.gpu.host import physical_cores
@@ -43,7 +43,7 @@ def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:
     limits = [config.train.max_steps] if config.train.max_steps is not None else []
     if config.train.max_epochs is not None:
         limits.append(max(1, math.ceil(config.train.max_epochs * n_train_tokens / config.tokens_per_step)))
-    return min(limits)
+    return min([*limits, MAX_STEPS])
 
 
 def resolve_precision_name(precision: str, choice: DeviceChoice) -> str:

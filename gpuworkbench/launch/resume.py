@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpuworkbench.config.diff import Difference, differences
-from gpuworkbench.config.loader import Override, apply_overrides, build, environment_overrides
+from gpuworkbench.config.loader import Override, build, build_overridden, environment_overrides
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_regular_file
+from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_config_file
 from gpuworkbench.data import prepare
 from gpuworkbench.errors import ConfigError, RunLockedError
 from gpuworkbench.launch.resolve import resolve_steps
@@ -73,8 +73,7 @@ def changed_config(
         overrides.append(Override("train.max_steps", steps, "--steps"))
     if not overrides:
         return old
-    named = ", ".join(dict.fromkeys(f"{override.where} {override.key}" for override in overrides))
-    new = build(apply_overrides(as_table(old), overrides), f"the run with {named}")
+    new = build_overridden(as_table(old), overrides, "the run", "run.toml")
     keys = {override.key for override in overrides}
     if "train.max_epochs" in keys and "train.max_steps" not in keys:
         new = _with_steps_of_epochs(new)
@@ -114,7 +113,7 @@ def refuse_past_end(paths: RunPaths, config: RunConfig) -> None:
 
 
 def _read(path: Path) -> RunConfig:
-    return build(parse_toml(read_regular_file(path), str(path)), str(path))
+    return build(parse_toml(read_config_file(path), str(path)), str(path))
 
 
 def _with_steps_of_epochs(config: RunConfig) -> RunConfig:

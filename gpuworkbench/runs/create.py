@@ -25,8 +25,7 @@ def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes,
     Raises UsageError for an impossible id, RunError where the id is taken or the directory cannot be written.
     """
     paths = RunPaths(runs_dir / validate_run_id(run_id))
-    if os.path.lexists(paths.root):
-        raise _already_exists(run_id)
+    refuse_taken(paths)
     temporary = runs_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{run_id}-{secrets.token_hex(4)}"
     try:
         make_directories(runs_dir, files)
@@ -44,6 +43,12 @@ def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes,
             f"the run directory {paths.root} cannot be made: {reason}", "choose another place with --runs-dir DIR"
         ) from None
     return paths
+
+
+def refuse_taken(paths: RunPaths) -> None:
+    """RunError where something of that name is there already."""
+    if os.path.lexists(paths.root):
+        raise _already_exists(paths.run_id)
 
 
 def next_attempt_file(paths: RunPaths) -> Path:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-import tomllib
 from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
 
-from gpuworkbench.io.reading import read_regular_file
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
+from gpuworkbench.errors import ConfigError
 from gpuworkbench.runs.create import newest_run_file
 from gpuworkbench.runs.heartbeat import PHASE_EXITED, PHASE_QUEUED, Heartbeat, boot_id, read_heartbeat
 from gpuworkbench.runs.lock import probe_lock
@@ -29,7 +29,6 @@ STALL_FIRST_STEP_S = 600.0  # before an attempt's first step: compilation, first
 SILENT_HEARTBEAT_S = 30.0  # whatever it is at, a trainer must at least beat
 LAUNCH_GRACE_S = 20.0  # a trainer needs this long to import and to take the lock
 LATER_BEAT_S = 2.0  # a beat this much after the last event belongs to an attempt without events
-MAX_CONFIG_BYTES = 1024 * 1024
 
 
 class RunStatus(StrEnum):
@@ -221,8 +220,9 @@ def _max_steps(paths: RunPaths, events: list[Glimpse]) -> int | None:
 def read_config(paths: RunPaths) -> dict[str, Any]:
     """The newest run file as plain data, without validation; empty where it is missing or malformed."""
     try:
-        return tomllib.loads(read_regular_file(newest_run_file(paths), MAX_CONFIG_BYTES).decode())
-    except (OSError, ValueError, RecursionError):
+        path = newest_run_file(paths)
+        return parse_toml(read_config_file(path), str(path))
+    except ConfigError:
         return {}
 
 

@@ -15,7 +15,7 @@ import torch
 
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
 from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
 from gpuworkbench.models import build_model
@@ -66,7 +66,7 @@ def main(argument: str) -> int:
 def load_config(paths: RunPaths) -> RunConfig:
     """The run's newest config. Raises ConfigError."""
     path = newest_run_file(paths)
-    return build(parse_toml(read_regular_file(path), str(path)), str(path))
+    return build(parse_toml(read_config_file(path), str(path)), str(path))
 
 
 def choose_checkpoint(paths: RunPaths, step: int | None) -> CheckpointRef:

@@ -13,7 +13,7 @@ import torch
 from gpuworkbench import __version__
 from gpuworkbench.config.diff import Difference, differences
 from gpuworkbench.config.loader import build
-from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.events.schema import ConfigChanged, PhaseChanged, RunResumed, RunStarted
 from gpuworkbench.events.schema import Warning as WarningEvent
@@ -79,7 +79,7 @@ def config_changes(paths: RunPaths, previous: Mapping[str, Any], newest: Path) -
     if older is None or older == newest:
         return []
     try:
-        old, new = (build(parse_toml(read_regular_file(path), str(path)), str(path)) for path in (older, newest))
+        old, new = (build(parse_toml(read_config_file(path), str(path)), str(path)) for path in (older, newest))
     except ConfigError:  # somebody edited the older file; what counts is the newest one
         return []
     return differences(old, new)

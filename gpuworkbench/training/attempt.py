@@ -9,7 +9,7 @@ import torch
 
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.toml_io import parse_toml, read_regular_file
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.errors import DataError, DoesNotFitError, ExitCode, RunError
 from gpuworkbench.events.schema import ConfigChanged, Error
@@ -38,7 +38,7 @@ def load_run_config(paths: RunPaths, name: str | None = None) -> tuple[RunConfig
     path = newest_run_file(paths) if name is None else paths.root / name
     if path not in run_files(paths):
         raise RunError(f"{path.name} is no run file of {paths.run_id}", "resume the run without naming one")
-    text = read_regular_file(path)
+    text = read_config_file(path)
     return build(parse_toml(text, str(path)), str(path)), RunFile(path, hashlib.sha256(text).hexdigest())
 
 

@@ -16,9 +16,10 @@ from gpuworkbench.events import schema
 from gpuworkbench.events.codec import encode
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.headless.renderer import HeadlessRenderer
-from gpuworkbench.headless.terminal import cell_width, fit_parts
+from gpuworkbench.headless.terminal import fit_parts
 from gpuworkbench.state.live_log import LiveLog
 from gpuworkbench.state.reducer import Reducer
+from gpuworkbench.text import cell_width
 from tests.fixtures.event_logs import LogBuilder
 
 CLEAR = "\r\x1b[K"

@@ -20,7 +20,7 @@ class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
     seq_len: Annotated[int, doc("positions the model has: the longest context, in tokens", ge=1, le=1_048_576)] = 1024
     vocab_size: Annotated[
         int,
-        doc("tokens in the vocabulary; 0 takes the tokenizer's (padded to a multiple of 64 inside)", ge=0),
+        doc("tokens in the vocabulary; 0 takes the tokenizer's (padded to a multiple of 64 inside)", ge=0, le=2**24),
     ] = 0
     dropout: Annotated[float, doc("dropout on embeddings, attention and residuals while training", ge=0.0, lt=1.0)] = (
         0.0
