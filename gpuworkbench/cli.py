@@ -21,6 +21,7 @@ TRAIN = "gpuworkbench.commands.train:run"
 RUN_HELP = "a run: its id, a unique beginning of the id, or a path"
 EXAMPLES = """\
 examples:
+  gpuworkbench                                       the app: pick a preset, launch, watch, resume
   gpuworkbench --headless --preset quickstart        train a small model here and now
   gpuworkbench --headless --resume RUN               go on with a run
   gpuworkbench sample RUN --prompt "The "            let its model write

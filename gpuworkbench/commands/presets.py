@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import msgspec
-
 from gpuworkbench.commands.output import print_json, print_table, say
 from gpuworkbench.config.presets import Preset, iter_preset_paths, load_preset
-from gpuworkbench.data.encoding import bpe_size
-from gpuworkbench.errors import ConfigError, DataError, DoesNotFitError, ExitCode
+from gpuworkbench.errors import ConfigError, DoesNotFitError, ExitCode
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.fit import select_device
 from gpuworkbench.gpu.nvml import probe_cards
+from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import format_count
-
-_VOCABULARIES = {"gpt2": 50_257, "byte": 257}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,13 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(preset: Preset, cards: list[Card]) -> dict[str, Any]:
     """One preset as `presets --json` prints it. `n_params` is null while the tokenizer decides the vocabulary."""
-    model = preset.config.model
+    known = with_known_vocabulary(preset.config)
     return {
         "name": preset.name,
         "path": str(preset.path),
         "description": preset.config.description,
         "card": preset.config.card.name if preset.config.card else None,
-        "n_params": model.n_params() if model.vocab_size else _with_known_vocabulary(preset),
+        "n_params": None if known is None else known.model.n_params(),
         "has_cpu_twin": preset.has_cpu_twin,
         "runs_here": runs_here(preset, cards),
     }
@@ -60,13 +56,3 @@ def runs_here(preset: Preset, cards: list[Card]) -> str:
         return select_device(preset.config, cards, has_cpu_twin=preset.has_cpu_twin).kind
     except (ConfigError, DoesNotFitError):
         return "cpu twin" if preset.has_cpu_twin else "no"
-
-
-def _with_known_vocabulary(preset: Preset) -> int | None:
-    """The parameter count with the vocabulary that the tokenizer's name promises; None for unknown names."""
-    tokenizer = preset.config.data.tokenizer
-    try:
-        size = _VOCABULARIES.get(tokenizer) or bpe_size(tokenizer)
-    except DataError:
-        return None
-    return None if size is None else msgspec.structs.replace(preset.config.model, vocab_size=size).n_params()

@@ -18,6 +18,8 @@ from gpuworkbench.text import safe_text
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the prompt and its continuation as it is written; with --json one object at the end."""
+    if arguments.prompt is not None and not is_utf8(arguments.prompt):
+        raise UsageError("--prompt is not UTF-8", "give it as UTF-8 text")
     paths = resolve_run(runs_dir(arguments.runs_dir), arguments.run)
     request = {
         "run": str(paths.root),
@@ -77,3 +79,12 @@ def show(text: str, as_json: bool) -> None:
     if not as_json:
         sys.stdout.write(safe_text(text, multiline=True))
         sys.stdout.flush()
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text; arguments of other bytes hold lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

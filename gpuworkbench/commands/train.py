@@ -1,4 +1,4 @@
-"""Training without the app: `gpuworkbench --headless --preset NAME` and `--headless --resume RUN`."""
+"""`gpuworkbench` without a command: a new run or a saved one, headless, detached or in the app."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from gpuworkbench.commands.app import open_app, require_terminal
 from gpuworkbench.commands.follow import caught_up_log, follow_trainer, forwarded_signals, wait_for
 from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.config.loader import parse_set
@@ -34,8 +35,10 @@ class Plan(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Create, resume or fork a run and train it; returns the trainer's exit code."""
+    """Create, resume or fork a run and train it; returns the trainer's exit code, or the app's."""
     check_flags(arguments)
+    if arguments.preset is None and arguments.resume is None:
+        return open_app(arguments)
     plan = prepare(arguments)
     log = caught_up_log(plan.paths, show_from_start=False)
     with forwarded_signals() as signals:
@@ -49,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"run {plan.paths.run_id} in {plan.paths.root}")
         if arguments.detach and code in (None, ExitCode.OK):
             return detached(plan.paths, trainer.pid, arguments.json)
+        if not arguments.headless and not arguments.detach and code in (None, ExitCode.OK):
+            return open_app(arguments, trainer)
         code = follow_trainer(trainer, signals, log, as_json=arguments.json)
     if code in (ExitCode.USAGE, ExitCode.DOES_NOT_FIT):
         discard_refused(plan)
@@ -57,18 +62,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_flags(arguments: argparse.Namespace) -> None:
     """UsageError for combinations that mean nothing."""
-    if arguments.preset is None and arguments.resume is None:
-        raise UsageError("nothing to do", "try `gpuworkbench --headless --preset quickstart`, or --help")
+    is_app = not arguments.headless and not arguments.detach
     if arguments.preset is not None and arguments.resume is not None:
         raise UsageError("--preset starts a run and --resume goes on with one", "give one of them")
-    if not arguments.headless and not arguments.detach:
-        raise UsageError("the run needs a way to be shown", "add --headless, or --detach to start it and return")
     if arguments.fork and arguments.resume is None:
         raise UsageError("--fork needs a run to fork from", "add --resume RUN")
     if arguments.resume is not None and arguments.cpu_twin:
         raise UsageError("--cpu-twin is chosen when a run starts", "leave it out: a resumed run stays what it is")
+    if arguments.resume is not None and arguments.force:
+        raise UsageError("--force is for starting a run", "leave it out: a resumed run keeps its card")
     if arguments.run_id is not None and arguments.resume is not None and not arguments.fork:
         raise UsageError("--run-id names a new run", "leave it out with --resume, or add --fork")
+    if arguments.preset is None and arguments.resume is None:
+        flags = {"--steps": arguments.steps, "--set": arguments.sets, "--run-id": arguments.run_id}
+        given = [
+            flag
+            for flag, value in {**flags, "--cpu-twin": arguments.cpu_twin, "--force": arguments.force}.items()
+            if value
+        ]
+        if given or not is_app:
+            what = given[0] if given else "--headless" if arguments.headless else "--detach"
+            raise UsageError(f"{what} needs a run", "try `gpuworkbench --headless --preset quickstart`, or --help")
+    if is_app:
+        require_terminal(arguments)
 
 
 def prepare(arguments: argparse.Namespace) -> Plan:
@@ -83,6 +99,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
             steps=arguments.steps,
             cpu_twin=arguments.cpu_twin,
             run_id=arguments.run_id,
+            force=arguments.force,
         )
         created = creation.create(request, on_progress=DataProgress())
         return Plan(created, created.run_toml, is_new_run=True, is_new_file=True)

@@ -10,9 +10,9 @@ from typing import TextIO
 from gpuworkbench.events import schema
 from gpuworkbench.events.codec import event_lines
 from gpuworkbench.events.schema import AnyEvent
-from gpuworkbench.headless.lines import notable_lines, progress_parts
 from gpuworkbench.headless.summary import summary_lines
 from gpuworkbench.headless.terminal import OutStream, People, terminal_width, wants_color
+from gpuworkbench.state.lines import notable_lines, progress_parts
 from gpuworkbench.state.run_state import RunState
 from gpuworkbench.text import safe_text
 

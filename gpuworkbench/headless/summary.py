@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from gpuworkbench.events.schema import Eval
-from gpuworkbench.headless.lines import format_loss, format_perplexity, format_rate, one_line
+from gpuworkbench.state.lines import format_loss, format_perplexity, format_rate, one_line
 from gpuworkbench.state.run_state import RunState
 from gpuworkbench.units import format_bytes, format_count, format_duration
 

@@ -61,6 +61,16 @@ class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
         """Parameters in memory: as `n_params`, with the vocabulary padded to a multiple of 64."""
         return self.n_params() + (self.padded_vocab_size - self.vocab_size) * self.n_embd
 
+    def saved_bytes_per_token(self, compute_bytes: int) -> int:
+        """Bytes that backward needs per token, with matrix products of `compute_bytes` an element, without recompute.
+
+        Per block and channel: two inputs of norms (fp32, the residual stream) and 14 inputs of products or GELU
+        (after each norm 1, qkv 3, attention's output 1, fc 4, GELU 4): 36 bytes in bf16, 64 in fp32. Dropout keeps a
+        mask of one byte after each of two projections. The final norm keeps its input, the head its own.
+        """
+        masks = 2 if self.dropout else 0
+        return self.n_layer * self.n_embd * (8 + 14 * compute_bytes + masks) + self.n_embd * (4 + compute_bytes)
+
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs per token: 6 N for the matrices, 12 L C T for attention (PaLM, appendix B).
 

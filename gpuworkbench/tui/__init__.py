@@ -1,0 +1,1 @@
+"""The app: pick a preset, launch, watch, resume. Reads the run directory and NVML; never imports torch."""

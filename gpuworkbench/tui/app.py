@@ -1,0 +1,179 @@
+"""The app: themes, global keys, and what screens ask for (open a run, start a preset, resume)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from gpuworkbench.launch.create import LaunchRequest, create
+from gpuworkbench.launch.resume import resume
+from gpuworkbench.runs.control import send_command
+from gpuworkbench.runs.lock import probe_lock
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.text import safe_text
+from gpuworkbench.tui.launching import LaunchDone, LaunchFailed, LaunchProgress, Progress, start_launch
+from gpuworkbench.tui.screens.dialogs import Choice
+from gpuworkbench.tui.screens.help import HelpScreen, keys_of
+from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.live import Live
+from gpuworkbench.tui.services import Services
+from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
+from gpuworkbench.tui.widgets.job_bar import JobBar
+
+
+class WorkbenchApp(App[int]):
+    """Home at the bottom of the stack, a live run above it."""
+
+    CSS_PATH = "app.tcss"
+    TITLE = "gpuworkbench"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("question_mark", "help", "Help", key_display="?", id="app.help", tooltip="The keys of this screen"),
+        Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave; runs go on training"),
+        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit_anywhere", system=True),
+    ]
+
+    def __init__(self, services: Services, open_first: RunPaths | None = None) -> None:
+        super().__init__()
+        self.services = services
+        self._open_first = open_first
+        self._launching = ""
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = DEFAULT_THEME
+
+    def on_mount(self) -> None:
+        """Home, and the run that the command line named."""
+        self.push_screen(Home())
+        if self._open_first is not None:
+            self.open_run(self._open_first)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: Textual's own, and every key of the screen that does something now."""
+        yield from super().get_system_commands(screen)
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if active.node is screen and active.enabled and binding.description and binding.show:
+                action = binding.action
+                yield SystemCommand(
+                    binding.description, binding.tooltip or "", lambda action=action: self._run_later(screen, action)
+                )
+
+    def _run_later(self, screen: Screen[object], action: str) -> None:
+        self.call_later(self.run_action, action, screen)
+
+    # What screens ask for
+
+    def open_run(self, paths: RunPaths) -> None:
+        """Show a run, in place of one that is shown."""
+        if isinstance(self.screen, Live):
+            self.pop_screen()
+        self.push_screen(Live(paths))
+
+    def show_home(self) -> None:
+        """Back to Home."""
+        if isinstance(self.screen, Live):
+            self.pop_screen()
+
+    def start_preset(self, name: str, *, cpu_twin: bool) -> None:
+        """Prepare and start a new run in the background, then show it."""
+        label = f"{name} (CPU twin)" if cpu_twin else name
+        if not self._may_launch(label):
+            return
+        if cpu_twin:
+            self.notify(f"No card here is enough for {name}: starting its CPU twin", markup=False)
+        request = LaunchRequest(preset=name, runs_dir=self.services.runs_dir, cpu_twin=cpu_twin)
+
+        def prepare(progress: Progress) -> tuple[RunPaths, Path]:
+            paths = create(request, on_progress=progress)
+            return paths, paths.run_toml
+
+        start_launch(label, prepare, self.post_message, is_new=True)
+
+    def resume_run(self, paths: RunPaths) -> None:
+        """Check in the background that a run may go on, and start its trainer."""
+        if not self._may_launch(paths.run_id):
+            return
+
+        def prepare(_progress: Progress) -> tuple[RunPaths, Path]:
+            return paths, resume(paths).run_file
+
+        start_launch(paths.run_id, prepare, self.post_message, is_new=False)
+
+    def _may_launch(self, name: str) -> bool:
+        """One launch at a time: they would share the data cache and the processor."""
+        if self._launching:
+            self.notify(f"{safe_text(self._launching)} is still being prepared", severity="warning", markup=False)
+            return False
+        self._launching = name
+        self._show_progress(name, "preparing", None)
+        return True
+
+    def _show_progress(self, name: str, stage: str, fraction: float | None) -> None:
+        for screen in self.screen_stack:
+            for bar in screen.query(JobBar):
+                bar.progress(name, stage, fraction)
+
+    @on(LaunchProgress)
+    def _launch_progress(self, message: LaunchProgress) -> None:
+        self._show_progress(message.name, message.stage, message.fraction)
+
+    @on(LaunchDone)
+    def _launch_done(self, message: LaunchDone) -> None:
+        self._launch_over()
+        self.services.trainers.add(message.trainer)
+        paths = message.trainer.paths
+        shown = self.screen
+        if isinstance(shown, Live) and shown.paths == paths:
+            self.notify("resuming", title=safe_text(message.name), markup=False)
+        else:
+            self.open_run(paths)
+
+    @on(LaunchFailed)
+    def _launch_failed(self, message: LaunchFailed) -> None:
+        self._launch_over()
+        self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
+
+    def _launch_over(self) -> None:
+        self._launching = ""
+        for screen in self.screen_stack:
+            for bar in screen.query(JobBar):
+                bar.done()
+
+    # Global keys
+
+    def action_help(self) -> None:
+        """The keys of the screen that is shown."""
+        screen = self.screen
+        self.push_screen(HelpScreen(f"Keys of {type(screen).__name__}", keys_of(screen)))
+
+    async def action_quit(self) -> None:
+        """Leave. With a live run that was started here, ask what becomes of it; it goes on by default."""
+        live = self.services.trainers.live()
+        if not live or isinstance(self.screen, Choice):
+            self.exit(0)
+            return
+        names = ", ".join(safe_text(paths.run_id) for paths in live[:3]) + (", …" if len(live) > 3 else "")
+        answers = [("leave", "Leave it training"), ("stop", "Stop it with a checkpoint"), ("cancel", "Stay")]
+
+        def answered(answer: str | None) -> None:
+            if answer == "stop":
+                for paths in live:
+                    if probe_lock(paths.lock) is not None:
+                        send_command(paths, "stop")
+            if answer in ("leave", "stop"):
+                self.exit(0)
+
+        self.push_screen(Choice(f"{names} is still training.\nWhat becomes of it?", answers), answered)
+
+
+def run_app(services: Services, open_first: RunPaths | None = None) -> int:
+    """Run the app to its end; returns the exit code of the process."""
+    app = WorkbenchApp(services, open_first)
+    app.run()
+    return app.return_code or 0

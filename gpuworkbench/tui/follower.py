@@ -1,0 +1,122 @@
+"""Following a run for the screen: log and evidence in, one frozen `RunView` at a time out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.errors import RunError, WorkbenchError
+from gpuworkbench.launch.resume import run_config
+from gpuworkbench.plan.analytic import Estimate, estimate
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.status import RunStatus, StatusReport, derive_status
+from gpuworkbench.state.live_log import LiveLog
+from gpuworkbench.state.run_state import RunState
+
+MIN_INTERVAL_S = 0.1  # at most ten views a second
+STATUS_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """All that a screen shows of a run. `report` is the evidence, `state` what the log says."""
+
+    run_id: str
+    state: RunState
+    report: StatusReport
+    config: RunConfig | None = None
+    predicted: Estimate | None = None
+    problem: str = ""  # why the log cannot be read, in one line
+    generation: int = field(default=0)  # counts replaced logs: what was shown before is void
+
+    @property
+    def status(self) -> RunStatus:
+        """By evidence, not by the log."""
+        return self.report.status
+
+    @property
+    def is_on_card(self) -> bool:
+        """Whether the run computes on a card."""
+        if self.state.device is not None:
+            return self.state.device.startswith("cuda")
+        return self.config is not None and self.config.device.kind == "cuda"
+
+
+class RunSource:
+    """The source of a run's views for a `Watcher`."""
+
+    def __init__(self, paths: RunPaths, clock: Callable[[], float] = time.time) -> None:
+        self.paths = paths
+        self._clock = clock
+        self._generation = 0
+        self._problem = ""
+        self._config: RunConfig | None = None
+        self._config_attempt: int | None = None
+        self._predicted: Estimate | None = None
+
+    def __call__(self, stop: threading.Event) -> Iterator[RunView]:
+        """Views until `stop`: whenever the log grew, and whenever the evidence changed."""
+        log: LiveLog | None = None
+        report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
+        last: RunView | None = None
+        while not stop.is_set():
+            started_s = time.monotonic()
+            has_more = False
+            try:
+                log = log or LiveLog(self.paths.events)
+                has_more = self._read(log, stop)
+                self._problem = ""
+            except RunError as error:
+                self._problem = error.line()
+            if time.monotonic() - reported_s >= STATUS_INTERVAL_S:
+                report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
+            view = self._view(log.state() if log else RunState(), report)
+            if last is None or _differs(view, last):
+                last = view
+                yield view
+            if not has_more:
+                stop.wait(max(MIN_INTERVAL_S - (time.monotonic() - started_s), 0.01))
+        if log is not None:
+            log.close()
+
+    def _read(self, log: LiveLog, stop: threading.Event) -> bool:
+        """Take in the log for at most one interval; whether more is waiting."""
+        deadline = time.monotonic() + MIN_INTERVAL_S
+        while not stop.is_set():
+            batch = log.poll()
+            self._generation += batch.is_restart
+            if not batch.lines:
+                return False
+            if time.monotonic() >= deadline:
+                return True
+        return False
+
+    def _view(self, state: RunState, report: StatusReport) -> RunView:
+        self._load_config(state.attempt)
+        return RunView(self.paths.run_id, state, report, self._config, self._predicted, self._problem, self._generation)
+
+    def _load_config(self, attempt: int) -> None:
+        """Once an attempt: a resume may have written another run file."""
+        if attempt == self._config_attempt:
+            return
+        self._config_attempt = attempt
+        try:
+            self._config = run_config(self.paths)
+        except WorkbenchError:
+            self._config = None  # foreign or damaged: the log still shows
+        if self._config is not None:
+            kind = "cuda" if self._config.device.kind == "cuda" else "cpu"
+            self._predicted = estimate(self._config, kind=kind)
+
+
+def _differs(view: RunView, last: RunView) -> bool:
+    """Whether there is something to draw: events, another log, another status."""
+    return (
+        view.state.n_events != last.state.n_events
+        or view.generation != last.generation
+        or view.report != last.report
+        or view.problem != last.problem
+    )

@@ -1,0 +1,74 @@
+"""Memory: the card's allocator against its limit; the process on the host where there is no card."""
+
+from __future__ import annotations
+
+from textual.content import Content
+
+from gpuworkbench.gpu.host import probe_host
+from gpuworkbench.tui.follower import RunView
+from gpuworkbench.tui.widgets.glyphs import bar, sparkline
+from gpuworkbench.tui.widgets.panel import Panel, Part, labelled, lines
+from gpuworkbench.units import NOT_AVAILABLE, format_bytes
+
+LABEL_WIDTH = 11
+VALUE_WIDTH = 11
+
+
+class MemoryPanel(Panel):
+    """Bars of what is held now, the peak, the limit, and what was predicted."""
+
+    TITLE = "Memory"
+    HELP = "Allocated and reserved on the card (the host's where there is no card), peak, limit, prediction"
+
+    def on_mount(self) -> None:
+        """The host's size does not change: ask once."""
+        self._host_total_bytes = probe_host().memory_total_bytes
+
+    def draw(self, view: RunView, width: int, height: int) -> Content:
+        """See the class."""
+        rows = self._card_rows(view, width) if view.is_on_card else self._host_rows(view, width)
+        return lines(*rows[: max(height, 1)])
+
+    def _card_rows(self, view: RunView, width: int) -> list[list[Part]]:
+        state, memory = view.state, view.state.last_memory
+        allocated = memory.allocated_bytes if memory else None
+        reserved = memory.reserved_bytes if memory else None
+        limit = memory.limit_bytes if memory else None
+        full = limit or state.peak_reserved_bytes or state.peak_allocated_bytes
+        return [
+            _bar_row("allocated", allocated, full, width),
+            _bar_row("reserved", reserved, full, width),
+            _bar_row("peak", state.peak_allocated_bytes, full, width),
+            labelled("limit", format_bytes(limit)),
+            *self._common_rows(view, width, "allocated_bytes"),
+        ]
+
+    def _host_rows(self, view: RunView, width: int) -> list[list[Part]]:
+        state, memory = view.state, view.state.last_memory
+        total = self._host_total_bytes
+        return [
+            _bar_row("host", memory.host_rss_bytes if memory else None, total, width),
+            _bar_row("peak", state.peak_host_rss_bytes, total, width),
+            labelled("machine", format_bytes(total)),
+            *self._common_rows(view, width, "host_rss_bytes"),
+        ]
+
+    def _common_rows(self, view: RunView, width: int, series: str) -> list[list[Part]]:
+        predicted = view.predicted
+        expected = None
+        if predicted is not None:
+            expected = predicted.total_bytes if view.is_on_card else predicted.host_bytes
+        rows = [labelled("predicted", f"{format_bytes(expected)} (from formulas)", "$foreground-muted")]
+        if view.is_on_card:
+            memory = view.state.last_memory
+            rows.append(labelled("host", format_bytes(memory.host_rss_bytes if memory else None)))
+        history = sparkline(view.state.series[series].y, width - LABEL_WIDTH)
+        return [*rows, [(f"{'history':<{LABEL_WIDTH}}", "$foreground-muted"), (history or NOT_AVAILABLE, "$primary")]]
+
+
+def _bar_row(label: str, num_bytes: int | None, full_bytes: int | None, width: int) -> list[Part]:
+    share = num_bytes / full_bytes if num_bytes is not None and full_bytes else None
+    room = max(width - LABEL_WIDTH - VALUE_WIDTH - 1, 4)
+    style = "$error" if share is not None and share > 0.95 else "$primary"
+    value = f"{format_bytes(num_bytes):>{VALUE_WIDTH}}"
+    return [(f"{label:<{LABEL_WIDTH}}", "$foreground-muted"), (bar(share, room), style), f" {value}"]

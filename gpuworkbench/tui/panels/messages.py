@@ -1,0 +1,71 @@
+"""Messages: what the log says that is notable, in the headless wording; and the end of a dead trainer's log."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.events import Resize
+from textual.widgets import RichLog
+
+from gpuworkbench.state.lines import Line, notable_lines
+from gpuworkbench.tui.follower import RunView
+
+MAX_LINES = 2_000
+_TONES = {"good": "success", "warning": "warning", "error": "error"}
+
+
+class MessagesPanel(RichLog):
+    """A log that follows its end; scroll up to read, and it stays."""
+
+    TITLE = "Messages"
+    HELP = "What happened, in the order of the log; at a crash the end of trainer.log"
+    is_plot = False
+
+    def __init__(self) -> None:
+        super().__init__(classes="panel", markup=False, highlight=False, wrap=True, max_lines=MAX_LINES, min_width=20)
+        self.title = self.border_title = self.TITLE
+        self.tooltip = self.HELP
+        self.view: RunView | None = None
+        self._shown_seq = -1
+        self._generation = 0
+        self._width = 0
+        self._log_end: tuple[str, ...] = ()
+
+    def show(self, view: RunView) -> None:
+        """Append what is new; start again where the log was replaced."""
+        if view.generation != self._generation:
+            self._restart()
+            self._generation = view.generation
+        self.view = view
+        if not self.size.width:
+            return
+        for event in view.state.notable():
+            if event.seq > self._shown_seq:
+                self._shown_seq = event.seq
+                for line in notable_lines(event, view.state):  # type: ignore[arg-type]
+                    self._write(line)
+        if view.report.log_end and view.report.log_end != self._log_end:
+            self._write(Line(f"{view.status.value}; the end of trainer.log:", "error"))
+            for text in view.report.log_end:
+                self._write(Line(f"  {text}"))
+        self._log_end = view.report.log_end
+
+    def on_resize(self, event: Resize) -> None:
+        """Wrapped lines are kept as they were: write them again for another width."""
+        super().on_resize(event)
+        if self.size.width and self.size.width != self._width:
+            self._width = self.size.width
+            self._restart()
+            if self.view is not None:
+                self.show(self.view)
+
+    def redraw(self) -> None:
+        """The lines stay as they are."""
+
+    def _restart(self) -> None:
+        self.clear()
+        self._shown_seq = -1
+        self._log_end = ()
+
+    def _write(self, line: Line) -> None:
+        color = self.app.theme_variables.get(_TONES.get(line.tone, ""), "")
+        self.write(Text(line.text, style=color, overflow="fold"), scroll_end=None)

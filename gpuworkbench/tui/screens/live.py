@@ -1,0 +1,224 @@
+"""Live run: one run as its directory tells it, training or not, with the keys that act on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.events import Resize
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from gpuworkbench import registry
+from gpuworkbench.errors import WorkbenchError
+from gpuworkbench.runs.control import send_command
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.status import RunStatus
+from gpuworkbench.state.lines import one_line
+from gpuworkbench.tui.follower import RunSource, RunView
+from gpuworkbench.tui.panels import LIVE_PANELS
+from gpuworkbench.tui.panels.header import HeaderPanel
+from gpuworkbench.tui.panels.loss import LossPanel
+from gpuworkbench.tui.panels.messages import MessagesPanel
+from gpuworkbench.tui.panels.timeline import TimelinePanel
+from gpuworkbench.tui.screens.dialogs import Confirm
+from gpuworkbench.tui.watch import Watcher
+from gpuworkbench.tui.widgets.panel import Panel
+
+if TYPE_CHECKING:
+    from gpuworkbench.tui.app import WorkbenchApp
+
+WIDE = (110, 32)
+PLOT_INTERVAL_S = 0.4
+
+RESUMABLE = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.CRASHED)
+# action -> the statuses it makes sense in
+ALLOWED: dict[str, tuple[RunStatus, ...]] = {
+    "toggle_pause": (RunStatus.RUNNING, RunStatus.PAUSED),
+    "checkpoint": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.STALLED),
+    "stop": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.STALLED, RunStatus.QUEUED),
+    "resume": RESUMABLE,
+}
+
+
+class Live(Screen[None]):
+    """Head and timeline above, panels below; a digit shows one panel alone."""
+
+    app: WorkbenchApp
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "toggle_pause", "Pause", id="live.pause", tooltip="Pause after this step, or go on"),
+        Binding("c", "checkpoint", "Save", id="live.checkpoint", tooltip="Write a checkpoint after this step"),
+        Binding("s", "stop", "Stop", id="live.stop", tooltip="Write a checkpoint and end the trainer (asks)"),
+        Binding("r", "resume", "Resume", id="live.resume", tooltip="Go on from the last checkpoint"),
+        Binding("l", "log_axis", "Log axis", id="live.log_axis", tooltip="Logarithmic loss axis, and back"),
+        Binding("escape", "home", "Home", id="live.home", tooltip="Back to Home; the run goes on"),
+        Binding("z", "zoom", "Zoom", id="live.zoom", tooltip="The focused panel alone, and back", show=False),
+        *(
+            Binding(str(index), f"solo({index})", f"Panel {index}", id=f"live.panel_{index}", show=False)
+            for index in range(1, len(LIVE_PANELS) + 1)
+        ),
+    ]
+
+    class Ready(Message):
+        """A view is waiting."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        super().__init__()
+        self.paths = paths
+        self.view: RunView | None = None
+        self._watcher = Watcher(RunSource(paths, self.app.services.clock), self._tell, f"follow {paths.run_id}")
+        self._asked_stop = False
+        self._answered_seq = -1
+
+    def _tell(self) -> None:
+        self.post_message(self.Ready())
+
+    def compose(self) -> ComposeResult:
+        """See the class."""
+        yield HeaderPanel("header")
+        yield TimelinePanel("timeline")
+        with Container(id="body"):
+            for target in LIVE_PANELS:
+                yield registry.load(target)()
+        yield Footer(show_command_palette=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Follow from now on; plots have a slower rhythm of their own."""
+        for index, panel in enumerate(self.panels, start=1):
+            panel.border_title = panel.title = f"{index} {panel.TITLE}"
+        self._watcher.start()
+        self.set_interval(PLOT_INTERVAL_S, self._draw_plots)
+
+    def on_unmount(self) -> None:
+        """Stop following; the run is not touched."""
+        self._watcher.stop()
+
+    def on_resize(self, event: Resize) -> None:
+        """The rich layout where there is room for it."""
+        self.set_class(event.size.width >= WIDE[0] and event.size.height >= WIDE[1], "wide")
+
+    @property
+    def panels(self) -> list[Panel | MessagesPanel]:
+        """The panels of the body in reading order."""
+        return [panel for panel in self.query("#body > .panel").results() if isinstance(panel, Panel | MessagesPanel)]
+
+    @on(Ready)
+    def _ready(self) -> None:
+        view = self._watcher.take()
+        if view is None:
+            return
+        previous, self.view = self.view, view
+        with self.app.batch_update():
+            for panel in self.query(Panel):
+                panel.show(view)
+            self.query_one(MessagesPanel).show(view)
+            if previous is None:
+                self._draw_plots()
+        if previous is None or previous.status is not view.status:
+            self._status_changed(previous, view)
+        self._report_refusals(view, is_first=previous is None)
+
+    def _draw_plots(self) -> None:
+        for panel in self.query(Panel):
+            if panel.is_plot and panel.view is not panel.drawn:
+                panel.redraw()
+
+    def _status_changed(self, previous: RunView | None, view: RunView) -> None:
+        self.refresh_bindings()
+        self.app.services.trainers.reap()
+        if previous is None or not previous.status.is_live:
+            return
+        if view.status in (RunStatus.CRASHED, RunStatus.FAILED):
+            self.app.notify(view.report.reason, title=f"{view.status.value}", severity="error", markup=False)
+        elif view.status is RunStatus.COMPLETED:
+            self.app.notify(f"completed at step {view.state.step}", title=view.run_id, markup=False)
+
+    def _report_refusals(self, view: RunView, *, is_first: bool) -> None:
+        """A command that the trainer refused is said aloud, once."""
+        for ack in view.state.control_acks:
+            if ack.seq > self._answered_seq:
+                self._answered_seq = ack.seq
+                if not ack.ok and not is_first:
+                    self.app.notify(
+                        one_line(ack.message),
+                        title=f"{one_line(ack.command)} refused",
+                        severity="warning",
+                        markup=False,
+                    )
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Grey out what makes no sense in the run's status."""
+        allowed = ALLOWED.get(action)
+        if allowed is None:
+            return True
+        return True if self.view is not None and self.view.status in allowed else None
+
+    def _send(self, command: str, said: str) -> None:
+        try:
+            send_command(self.paths, command)
+        except WorkbenchError as error:
+            self.app.notify(error.line(), severity="error", markup=False)
+            return
+        self.app.notify(said, markup=False)
+
+    def action_toggle_pause(self) -> None:
+        """Pause, or let a paused run go on."""
+        if self.view is not None and self.view.status is RunStatus.PAUSED:
+            self._send("continue", "going on")
+        else:
+            self._send("pause", "pausing after this step")
+
+    def action_checkpoint(self) -> None:
+        """Ask for a checkpoint."""
+        self._send("checkpoint", "saving after this step")
+
+    def action_stop(self) -> None:
+        """Ask, then stop the run with a checkpoint."""
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._send("stop", "stopping after this step, with a checkpoint")
+
+        question = "Stop this run?\nIt finishes its step, writes a checkpoint, and can be resumed."
+        self.app.push_screen(Confirm(question, "Stop it", "Let it train"), answered)
+
+    def action_resume(self) -> None:
+        """Start a trainer on the last checkpoint."""
+        self.app.resume_run(self.paths)
+
+    def action_log_axis(self) -> None:
+        """Switch the loss axis."""
+        panel = self.query_one(LossPanel)
+        panel.is_log = not panel.is_log
+
+    def action_home(self) -> None:
+        """Back from one panel to all, then back to Home."""
+        if self.has_class("solo"):
+            self._solo(None)
+        else:
+            self.app.show_home()
+
+    def action_solo(self, index: int) -> None:
+        """One panel alone, or all again."""
+        panel = self.panels[index - 1]
+        self._solo(None if panel.has_class("alone") else panel)
+
+    def action_zoom(self) -> None:
+        """The focused panel alone, or all again."""
+        focused = self.focused
+        if self.has_class("solo"):
+            self._solo(None)
+        elif isinstance(focused, Panel | MessagesPanel):
+            self._solo(focused)
+
+    def _solo(self, panel: Panel | MessagesPanel | None) -> None:
+        self.set_class(panel is not None, "solo")
+        for other in self.panels:
+            other.set_class(other is panel, "alone")
+        if panel is not None:
+            panel.focus()

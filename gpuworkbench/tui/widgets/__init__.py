@@ -1,0 +1,1 @@
+"""Widgets without knowledge of runs: text that is drawn, and the base of every panel."""

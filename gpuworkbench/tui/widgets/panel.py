@@ -1,0 +1,81 @@
+"""The base of every panel of the live screen: a titled box that is given a `RunView` and draws its part of it."""
+
+from __future__ import annotations
+
+from textual.color import Color
+from textual.content import Content
+from textual.visual import VisualType
+from textual.widgets import Static
+
+from gpuworkbench.text import safe_text
+from gpuworkbench.tui.follower import RunView
+from gpuworkbench.tui.widgets.plot import Rgb
+
+Part = str | Content | tuple[str, str]
+
+
+class Panel(Static, can_focus=True):
+    """One piece of a run. A subclass says its TITLE and makes its content in `draw`, from the view alone."""
+
+    TITLE = ""
+    HELP = ""
+    is_plot = False  # redrawn at the slower rhythm of plots
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(classes="panel", markup=False, id=id)
+        self.title = self.TITLE
+        self.view: RunView | None = None
+        self.drawn: RunView | None = None
+        self.border_title = self.title
+        self.tooltip = self.HELP or None
+
+    def show(self, view: RunView) -> None:
+        """Take a new view; plots wait for their own tick."""
+        self.view = view
+        if not self.is_plot:
+            self.redraw()
+
+    def on_resize(self) -> None:
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the view that was shown last."""
+        width, height = self.content_size
+        if self.view is not None and self.is_attached and width > 0 and height > 0:
+            self.drawn = self.view
+            self.update(self.draw(self.view, width, height), layout=False)
+
+    def draw(self, view: RunView, width: int, height: int) -> VisualType:
+        """The content for `width` x `height` cells."""
+        raise NotImplementedError
+
+    def set_legend(self, legend: Content) -> None:
+        """Words about the content: on the lower border, or behind the title where there is no lower border."""
+        has_bottom = bool(self.styles.border_bottom[0])
+        self.border_subtitle = legend if has_bottom else ""
+        self.border_title = Content(self.title) if has_bottom else Content.assemble(self.title, "  ", legend)
+
+    def rgb(self, variable: str) -> Rgb:
+        """A theme colour for what cannot take theme variables (plots)."""
+        color = Color.parse(self.app.theme_variables.get(variable, "#808080"))
+        return color.rgb
+
+
+def lines(*rows: Part | list[Part]) -> Content:
+    """Rows of styled parts under one another; a part is text or (text, style with theme variables).
+
+    Every text passes `safe_text` here, also where its panel forgot to.
+    """
+    built = [Content.assemble(*map(_safe, row if isinstance(row, list) else [row])) for row in rows]
+    return Content("\n").join(built)
+
+
+def _safe(part: Part) -> Part:
+    if isinstance(part, str):
+        return safe_text(part)
+    return part if isinstance(part, Content) else (safe_text(part[0]), part[1])
+
+
+def labelled(label: str, value: str, style: str = "", width: int = 11) -> list[Part]:
+    """A muted label and its value."""
+    return [(f"{label:<{width}}", "$foreground-muted"), (value, style)]
