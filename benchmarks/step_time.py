@@ -4,7 +4,7 @@
 
 All arms live in one process and take turns, so that whatever else the machine does meets all of them. An arm's turn is
 one step that is not counted (caches, allocator) and two that are. A ratio above 1 is faster than the plain loop; it
-is the median over the rounds of plain / arm. Stored as benchmarks/results/step_time.json.
+is the median over the rounds of plain / arm. Stored after each precision as benchmarks/results/step_time_<size>.json.
 """
 
 from __future__ import annotations
@@ -167,20 +167,23 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile (needs a C++ compiler)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results: dict[str, Any] = {"environment": torch_environment(arguments.threads), "sizes": {}}
     for name in arguments.sizes.split(","):
-        results["sizes"][name] = SIZES[name]._asdict() | {"precisions": {}}
+        result: dict[str, Any] = {"size": SIZES[name]._asdict(), "precisions": {}}
         for precision in arguments.precisions.split(","):
+            before = torch_environment(arguments.threads)
             rows = measure(SIZES[name], precision, arguments.rounds, arguments.compile)
-            results["sizes"][name]["precisions"][precision] = rows
+            after = torch_environment(arguments.threads)["load_average_1min"]
+            result["precisions"][precision] = {
+                "environment": before | {"load_average_1min_at_end": after},
+                "arms": rows,
+            }
             for arm, row in rows.items():
                 print(
                     f"{name:15} {precision}  {arm:42} {row['median_s'] * 1e3:8.1f} ms (best {row['min_s'] * 1e3:.1f})"
                     f"  {row['speed_against_plain']:.2f}x plain",
                     flush=True,
                 )
-    results["environment"]["load_average_1min_at_end"] = torch_environment(arguments.threads)["load_average_1min"]
-    print(write_result("step_time", results))
+            print(write_result(f"step_time_{name}", result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Matrix products with a weight, by the faster of torch's two CPU libraries.
 
 torch multiplies fp32 matrices on a CPU with MKL, which uses half of the vector width of an AMD processor with AVX-512.
-oneDNN, which torch also contains, uses all of it: a step of GPT-2 small is 1.5 times as fast
-(benchmarks/results/step_time.json, "ours" against "ours, torch's own products").
+oneDNN, which torch also contains, uses all of it: a step of GPT-2 small is about 1.5 times as fast (best rounds of
+"ours" against "ours, torch's own products" in benchmarks/results/step_time_gpt2_small.json, on an AMD EPYC).
 Everywhere else, and for every other type, this is torch's own linear.
 """
 
@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in) transposed, plus bias (out,)."""
     if _onednn_is_better(x, weight):
-        return _OneDnnLinear.apply(x, weight, bias)
+        return _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return F.linear(x, weight, bias)
 
 

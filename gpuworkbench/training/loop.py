@@ -22,6 +22,7 @@ from gpuworkbench.training.batches import validation_batches
 from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.evaluate import evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
+from gpuworkbench.training.optim import clip_grad_norm, set_lr
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
@@ -52,26 +53,31 @@ def train(run: TrainingRun) -> str:
     run.telemetry.start_window()
     while progress.step < run.max_steps:
         obey_controls(run)
-        lr = set_learning_rate(run, progress.step + 1)
-        loss, grad_norm = optimizer_step(run)
-
-        progress.step += 1
-        progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
-        progress.tokens_seen += run.config.tokens_per_step
-        bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE))
-        run.heartbeat.progress(progress.step)
-        if progress.step % INDEX_INTERVAL_STEPS == 0:
-            run.index.tick()
+        bad = train_one_step(run)
         if bad is not None:
             recover(run, bad)
             continue
-        if progress.step == 1:
-            check_initial_loss(run, loss)
-
         reason = between_steps(run)
         if reason is not None:
             return reason
     return f"reached max_steps = {run.max_steps}"
+
+
+def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
+    """One optimizer step, its counters and its telemetry; returns the first non-finite step that has come to light."""
+    progress = run.progress
+    lr = set_learning_rate(run, progress.step + 1)
+    loss, grad_norm = optimizer_step(run)
+    progress.step += 1
+    progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
+    progress.tokens_seen += run.config.tokens_per_step
+    bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE))
+    run.heartbeat.progress(progress.step)
+    if progress.step % INDEX_INTERVAL_STEPS == 0:
+        run.index.tick()
+    if bad is None and progress.step == 1:
+        check_initial_loss(run, loss)
+    return bad
 
 
 def obey_controls(run: TrainingRun) -> None:
@@ -88,8 +94,7 @@ def set_learning_rate(run: TrainingRun, step: int) -> float:
     """The scheduled learning rate of `step` (1 is the first), written into the optimizer."""
     multiplier = lr_multiplier(step, run.config.schedule, run.max_steps)
     lr = run.config.optimizer.lr * multiplier * run.settings[LR_SCALE]
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(run.optimizer, lr)
     return lr
 
 
@@ -105,7 +110,7 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor]:
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     run.scaler.unscale_(run.optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(run.trainable, run.config.train.grad_clip_norm or math.inf)
+    grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "launch": MIDDLE | {"state"},
     "headless": MIDDLE | {"state", "launch"},
     "tui": MIDDLE | {"state", "launch"},
-    "commands": MIDDLE | {"state", "launch", "headless"},
+    "commands": MIDDLE | {"state", "launch", "headless", "tui"},
     "cli": SHARED | {"commands", "gpu"},
     "__main__": {"cli"},
     "models": MIDDLE,
