@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,13 +25,21 @@ from torch import Tensor
 from benchmarks._record import summary, torch_environment, write_result
 from benchmarks.plain_loop import PlainLoop, Size
 from gpuworkbench.config.families.gpt2 import Gpt2Config
+from gpuworkbench.config.loader import Override
 from gpuworkbench.config.schema import OptimizerConfig, ScheduleConfig
+from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.launch.create import LaunchRequest, create
 from gpuworkbench.memory.chunked_cross_entropy import ChunkedCrossEntropy
 from gpuworkbench.memory.precision import autocast, resolve_precision
 from gpuworkbench.models import build_model, linear
+from gpuworkbench.runs.heartbeat import HeartbeatWriter
+from gpuworkbench.training.attempt import load_data, load_run_config, make_controls
+from gpuworkbench.training.controls import Signals
 from gpuworkbench.training.host_allocator import keep_freed_memory
+from gpuworkbench.training.loop import obey_controls, train_one_step
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.optim import build_optimizer, set_lr
+from gpuworkbench.training.setup import build_run
 
 SIZES = {
     "quickstart": Size(4, 4, 192, 4096, 128, 8, 128),
@@ -77,6 +88,41 @@ class OurModules:
         return loss.item()
 
 
+class Trainer:
+    """The real loop's step: control poll, data, schedule, clipping, events, heartbeat, index, in `exact` mode."""
+
+    def __init__(self, size: Size, precision: str, folder: Path) -> None:
+        values = {
+            "model.n_layer": size.n_layer,
+            "model.n_head": size.n_head,
+            "model.n_embd": size.n_embd,
+            "model.seq_len": size.seq_len,
+            "model.vocab_size": size.vocab_size,
+            "data.source": "synthetic",
+            "data.tokenizer": "byte",
+            "train.micro_batch_size": size.micro_batch_size,
+            "train.seq_len": size.train_seq_len,
+            "train.threads": torch.get_num_threads(),
+            "train.max_steps": 1_000_000,
+            "eval.interval_steps": 0,
+            "memory.precision": precision,
+        }
+        sets = tuple(Override(key, value, "benchmark") for key, value in values.items())
+        paths = create(LaunchRequest(preset="quickstart", runs_dir=folder, sets=sets, environ={}))
+        config, _ = load_run_config(paths)
+        events, heartbeat = EventWriter(paths.events, attempt=1), HeartbeatWriter(paths.heartbeat)
+        heartbeat.start()
+        self.run = build_run(paths, config, load_data(config), events, heartbeat)
+        self.run.controls = make_controls(self.run, Signals())
+        self.run.telemetry.start_window()
+
+    def step(self, idx: Tensor, targets: Tensor) -> float:
+        obey_controls(self.run)
+        if train_one_step(self.run) is not None:
+            raise RuntimeError("a non-finite step")
+        return math.nan  # the loss is in the run's log
+
+
 def give_freed_memory_back() -> None:
     """glibc's defaults: what the plain loop would run with."""
     mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -114,14 +160,15 @@ class Variant:
             linear._cpu_prefers_onednn = original
 
 
-def variants(size: Size, precision: str, compiled: bool) -> dict[str, Variant]:
-    """The arms of one size and precision. `ours` is what the trainer does by default on a CPU."""
+def variants(size: Size, precision: str, compiled: bool, folder: Path) -> dict[str, Variant]:
+    """The arms of one size and precision. `trainer` is the product; `ours` its modules without loop and telemetry."""
     ours = OurModules(size, precision)
     chunk_rows = size.micro_batch_size * size.train_seq_len // 2
     arms = {
         "plain": Variant(
             PlainLoop(size, resolve_precision(precision, CPU).autocast_dtype), keep_memory=False, onednn=False
         ),
+        "trainer": Variant(Trainer(size, precision, folder), keep_memory=True, onednn=True),
         "ours": Variant(ours, keep_memory=True, onednn=True),
         "ours, torch's own products and allocator": Variant(ours, keep_memory=False, onednn=False),
         "ours, torch's own products": Variant(ours, keep_memory=True, onednn=False),
@@ -137,12 +184,12 @@ def variants(size: Size, precision: str, compiled: bool) -> dict[str, Variant]:
     return arms
 
 
-def measure(size: Size, precision: str, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(size: Size, precision: str, rounds: int, compiled: bool, folder: Path) -> dict[str, Any]:
     """All arms in turns, `rounds` times after one round that is not counted."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(size.vocab_size, (size.micro_batch_size, size.train_seq_len + 1), generator=generator)
     idx, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    arms = variants(size, precision, compiled)
+    arms = variants(size, precision, compiled, folder)
     for _ in range(rounds + 1):
         for variant in arms.values():
             variant.take_turn(idx, targets)
@@ -151,11 +198,16 @@ def measure(size: Size, precision: str, rounds: int, compiled: bool) -> dict[str
         name: summary(variant.seconds[1:])
         | {
             "speed_against_plain": statistics.median(p / s for p, s in zip(plain, variant.seconds[1:], strict=True)),
-            "first_loss": variant.first_loss,
-            "last_loss": variant.last_loss,
+            "first_loss": finite(variant.first_loss),
+            "last_loss": finite(variant.last_loss),
         }
         for name, variant in arms.items()
     }
+
+
+def finite(loss: float | None) -> float | None:
+    """None where an arm does not say its loss."""
+    return None if loss is None or math.isnan(loss) else loss
 
 
 def main() -> None:
@@ -171,7 +223,8 @@ def main() -> None:
         result: dict[str, Any] = {"size": SIZES[name]._asdict(), "precisions": {}}
         for precision in arguments.precisions.split(","):
             before = torch_environment(arguments.threads)
-            rows = measure(SIZES[name], precision, arguments.rounds, arguments.compile)
+            with tempfile.TemporaryDirectory() as folder:
+                rows = measure(SIZES[name], precision, arguments.rounds, arguments.compile, Path(folder))
             after = torch_environment(arguments.threads)["load_average_1min"]
             result["precisions"][precision] = {
                 "environment": before | {"load_average_1min_at_end": after},

@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in) transposed, plus bias (out,)."""
     if _onednn_is_better(x, weight):
-        return _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return _OneDnnLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

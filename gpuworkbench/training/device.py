@@ -32,6 +32,8 @@ def set_up_device(config: RunConfig) -> Device:
         # Needed by deterministic cuBLAS; read when the first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(exact)
+    # Otherwise every torch.empty is filled with NaN in that mode: a pass over memory that nothing here reads unset.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not exact
     if config.device.kind == "cpu":
         keep_freed_memory()
