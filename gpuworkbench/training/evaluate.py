@@ -48,10 +48,14 @@ def evaluate(
 def note_validation(progress: Progress, loss: float, config: EarlyStoppingConfig) -> bool:
     """Update best and patience; returns whether this is the best so far. A non-finite loss never is."""
     progress.last_eval_step = progress.step
-    best = progress.best_val_loss
+    best, improved = progress.best_val_loss, progress.improved_val_loss
     is_best = math.isfinite(loss) and (best is None or loss < best)
-    improved = math.isfinite(loss) and (best is None or loss < best - config.min_delta)
-    progress.evals_without_improvement = 0 if improved else progress.evals_without_improvement + 1
+    # Compared with the last one that counted, so that many small improvements add up.
+    if math.isfinite(loss) and (improved is None or loss < improved - config.min_delta):
+        progress.improved_val_loss = loss
+        progress.evals_without_improvement = 0
+    else:
+        progress.evals_without_improvement += 1
     if is_best:
         progress.best_val_loss = loss
         progress.best_step = progress.step

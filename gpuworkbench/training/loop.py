@@ -212,9 +212,9 @@ def save_checkpoint(run: TrainingRun, *, wait: bool = False) -> None:
 def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
     """A non-finite step: go back to the last checkpoint and pass over the data since, or raise NonfiniteError."""
     what = f"{bad.what} is {bad.value} at step {bad.step}"
-    hint = "lower optimizer.lr, or set train.on_nonfinite = rollback; the last checkpoint is intact"
+    hint = "lower optimizer.lr, or look at the data there"
     if run.config.train.on_nonfinite == "stop":
-        raise NonfiniteError(what, hint)
+        raise NonfiniteError(what, "pass over that data with --set train.on_nonfinite=rollback, or lower optimizer.lr")
     rollbacks = run.progress.rollbacks + 1
     if rollbacks > MAX_ROLLBACKS:
         raise NonfiniteError(f"{what}, after {MAX_ROLLBACKS} rollbacks", hint)

@@ -152,6 +152,7 @@ class Progress:
     tokens_seen: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None
+    improved_val_loss: float | None = None  # of the last validation that counted for early stopping
     evals_without_improvement: int = 0
     last_eval_step: int = 0
     last_sample_step: int = 0
@@ -174,7 +175,7 @@ class Progress:
 
 
 def _is_counter(name: str, value: Any) -> bool:
-    if name == "best_val_loss":
+    if name in ("best_val_loss", "improved_val_loss"):
         return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     if value is None:
         return name == "best_step"

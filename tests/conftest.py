@@ -1,0 +1,23 @@
+"""Fixtures that several folders of tests use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.fixtures.local_run import LocalRuns
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRuns]:
+    """A workspace for runs in this process, shared by a module so that its data is prepared once."""
+    from tests.fixtures.local_run import LocalRuns, torch_settings
+
+    root = tmp_path_factory.mktemp("local")
+    with pytest.MonkeyPatch.context() as patch, torch_settings():
+        patch.setenv("GPUWORKBENCH_CACHE_DIR", str(root / "cache"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield LocalRuns(root)

@@ -1,0 +1,236 @@
+"""What training changes is in a checkpoint, or its absence has a reason: nothing a resume needs is forgotten."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.loop import train
+from gpuworkbench.training.setup import TrainingRun
+from gpuworkbench.training.state import Part, ScalerState
+from tests.fixtures.local_run import LocalRuns
+from tests.fixtures.reachable import Reach
+
+# What changes while a run trains and is in no part, and why a resumed run does not miss it.
+WITHOUT_A_PART = {
+    r"run\.events\._(next_seq|last_step)": "read back from the log, and what its warnings name",
+    r"run\.index\..*": "derived from the log",
+    r"run\.heartbeat\._progress.*": "what the trainer says of itself now",
+    r"run\.telemetry\._(window_started_s|memory_sampled_s)": "clocks; they feed the screen only",
+    r"run\.checkpointer\.(last_saved_step|_buffers\._buffers\.len\(\))": "set by a restore, made by a save",
+    r"run\.optimizer\.param_groups\[\d+\]\[lr\]": "a function of step, schedule and settings, set before each step",
+    r"run\.optimizer\.state(\[#\d+\])?\.len\(\)": "the tensors in it are owned",
+}
+# Tensors that no part owns.
+COPIES = {r"run\.checkpointer\._buffers\._buffers\[#\d+\]": "host copies of owned tensors, for the next checkpoint"}
+SETS = {"train.max_steps": 12, "eval.interval_steps": 5, "sample.interval_steps": 6, "checkpoint.interval_steps": 4}
+
+
+def opened(local: LocalRuns, run_id: str) -> TrainingRun:
+    return local.open(local.create(run_id, SETS))
+
+
+def close(run: TrainingRun) -> None:
+    run.checkpointer.wait()
+    run.events.close()
+
+
+def matches(path: str, patterns: dict[str, str]) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def in_a_part(run: TrainingRun) -> set[str]:
+    """Paths of the plain values that parts name."""
+    progress = {f"run.progress.{name}" for name in run.parts["progress"].state().values}
+    overrides = {f"run.settings.overridden[{name}]" for name in run.parts["settings"].state().values}
+    return {*progress, *overrides, "run.settings.overridden.len()"}
+
+
+def forgotten(run: TrainingRun, work: Callable[[], object]) -> list[str]:
+    """Paths of everything that holds tensors or random state or that `work` changed, and that no part owns."""
+    before = Reach(run)
+    arrays_before = {path: array.copy() for path, array in before.arrays.items() if array.flags.writeable}
+    work()
+    after = Reach(run)
+    owned = {tensor.data_ptr() for part in run.parts.values() for tensor in part.state().tensors.values()}
+    found = [
+        path for path, tensor in after.tensors.items() if tensor.data_ptr() not in owned and not matches(path, COPIES)
+    ]
+    found += [path for path, generator in after.generators.items() if generator is not torch.default_generator]
+    found += [
+        path
+        for path, array in after.arrays.items()
+        if array.flags.writeable and not np.array_equal(arrays_before.get(path), array)
+    ]
+    changed = {path for path, value in after.scalars.items() if before.scalars.get(path, "absent") != value}
+    changed -= in_a_part(run)
+    return found + sorted(path for path in changed if not matches(path, WITHOUT_A_PART))
+
+
+def train_and_change(run: TrainingRun) -> None:
+    train(run)
+    run.settings.change("optimizer.lr_scale", 0.5)
+    run.checkpointer.wait()
+
+
+def test_no_part_of_the_state_is_forgotten(local: LocalRuns) -> None:
+    run = opened(local, "complete")
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    assert forgotten(run, lambda: train_and_change(run)) == []
+    assert run.progress.step == 12
+    assert random.getstate() == python_state, "Python's generator is in no part"
+    assert str(np.random.get_state()) == str(numpy_state), "numpy's generator is in no part"
+    close(run)
+
+
+def plant_tensor(run: TrainingRun) -> None:
+    run.telemetry.average = torch.zeros(3)  # type: ignore[attr-defined]
+
+
+def plant_generator(run: TrainingRun) -> None:
+    run.train_batches.shuffle = torch.Generator()  # type: ignore[attr-defined]
+
+
+def plant_numpy_generator_in_a_closure(run: TrainingRun) -> None:
+    forward, noise = run.forward, np.random.default_rng(0)
+
+    def noisy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return forward(x, y) * (1 + 1e-3 * noise.random())
+
+    run.forward = noisy
+
+
+def plant_counter(run: TrainingRun) -> None:
+    batches = run.train_batches
+    batches.served, at = 0, batches.at  # type: ignore[attr-defined]
+
+    def counted(position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batches.served += 1  # type: ignore[attr-defined]
+        return at(position)
+
+    batches.at = counted  # type: ignore[method-assign]
+
+
+def plant_history(run: TrainingRun) -> None:
+    forward, history = run.forward, [0.0]
+
+    def remembering(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = forward(x, y)
+        history.append(float(loss.detach()))
+        return loss
+
+    run.forward = remembering
+
+
+def plant_array(run: TrainingRun) -> None:
+    forward, losses = run.forward, np.zeros(4)
+
+    def summing(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        losses[0] += 1
+        return forward(x, y)
+
+    run.forward = summing
+
+
+@pytest.mark.parametrize(
+    ("plant", "where"),
+    [
+        (plant_tensor, "run.telemetry.average"),
+        (plant_generator, "run.train_batches.shuffle"),
+        (plant_numpy_generator_in_a_closure, "run.forward.<noise>"),
+        (plant_counter, "run.train_batches.served"),
+        (plant_history, "run.forward.<history>.len()"),
+        (plant_array, "run.forward.<losses>"),
+    ],
+)
+def test_forgotten_state_is_found(local: LocalRuns, plant: Callable[[TrainingRun], None], where: str) -> None:
+    run = opened(local, plant.__name__.replace("_", "-"))
+    plant(run)
+    assert where in forgotten(run, lambda: train_and_change(run))
+    close(run)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "progress", "settings"])
+def test_a_part_that_is_left_out_is_missed(local: LocalRuns, part: str) -> None:
+    run = opened(local, f"without-{part}")
+
+    def work() -> None:
+        train_and_change(run)
+        run.parts[part] = ScalerState(run.scaler)  # what the part held belongs to nobody now
+
+    assert any(path.startswith(f"run.{part}") for path in forgotten(run, work))
+    close(run)
+
+
+# Round trips
+
+
+def assert_same(one: Part, other: Part) -> None:
+    assert one.values == other.values
+    assert set(one.tensors) == set(other.tensors)
+    for name, tensor in one.tensors.items():
+        assert other.tensors[name].dtype == tensor.dtype, name
+        assert torch.equal(other.tensors[name], tensor), name
+
+
+def test_every_part_comes_back_into_a_fresh_run(local: LocalRuns) -> None:
+    paths = local.create("round-trip", SETS)
+    run = local.open(paths)
+    train_and_change(run)
+    run.checkpointer.save(13, best_step=None, wait=True)  # 12 is saved without the changed setting
+    saved = {name: _copied(part.state()) for name, part in run.parts.items()}
+    close(run)
+    torch.manual_seed(99)
+
+    fresh = local.open(local.create("fresh", SETS))
+    for name in ("model", "rng", "progress", "settings"):
+        with pytest.raises(AssertionError):
+            assert_same(saved[name], fresh.parts[name].state())
+    assert not fresh.parts["optimizer"].state().tensors
+    close(fresh)
+
+    again = local.open(paths)
+    assert set(again.parts) == set(saved) == {"model", "optimizer", "rng", "scaler", "progress", "settings"}
+    for name, part in again.parts.items():
+        assert_same(saved[name], part.state())
+    close(again)
+
+
+def _copied(part: Part) -> Part:
+    return Part({name: tensor.clone() for name, tensor in part.tensors.items()}, dict(part.values))
+
+
+def test_the_loss_scale_comes_back() -> None:
+    def scaler() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", enabled=True, init_scale=1024.0, growth_interval=3)
+
+    used, weight = scaler(), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for factor in (1.0, 1.0, float("inf"), 1.0, 1.0):
+        used.scale((weight * factor).sum()).backward()
+        used.step(optimizer)
+        used.update()
+        optimizer.zero_grad()
+    fresh = scaler()
+    ScalerState(fresh).load(ScalerState(used).state())
+    assert fresh.get_scale() == used.get_scale() == 512.0
+    assert fresh.state_dict() == used.state_dict()
+    assert used.state_dict()["_growth_tracker"] == 2
+
+
+def test_paths_are_those_of_the_run(local: LocalRuns) -> None:
+    """The finder sees what is known to be there, so that an empty answer means something."""
+    run = opened(local, "seen")
+    seen = Reach(run)
+    addresses = {tensor.data_ptr() for tensor in seen.tensors.values()}
+    assert {parameter.data_ptr() for parameter in run.model.parameters()} <= addresses
+    assert {"run.progress.step", "run.checkpointer.keep_last", "run.settings.overridden.len()"} <= set(seen.scalars)
+    assert any(path.startswith("run.train_batches.tokens") for path in seen.arrays)
+    assert isinstance(run.paths, RunPaths)
+    close(run)
