@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpuworkbench.commands.app import open_app, require_terminal
-from gpuworkbench.commands.follow import caught_up_log, follow_trainer, forwarded_signals, wait_for
+from gpuworkbench.commands.follow import ForwardedSignals, caught_up_log, follow_trainer, forwarded_signals, wait_for
 from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError
 from gpuworkbench.launch import create as creation
 from gpuworkbench.launch import resume as resumption
 from gpuworkbench.launch.fork import fork
-from gpuworkbench.launch.spawn import spawn_trainer
+from gpuworkbench.launch.spawn import TrainerProcess, spawn_trainer
 from gpuworkbench.runs.create import discard_run
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths, runs_dir
 from gpuworkbench.runs.store import resolve_run
 from gpuworkbench.runs.tail import tail_events
+from gpuworkbench.state.live_log import LiveLog
 
 START_TIMEOUT_S = 60.0  # for an interpreter to start and to take the run's lock
 
@@ -52,9 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"run {plan.paths.run_id} in {plan.paths.root}")
         if arguments.detach and code in (None, ExitCode.OK):
             return detached(plan.paths, trainer.pid, arguments.json)
-        if not arguments.headless and not arguments.detach and code in (None, ExitCode.OK):
-            return open_app(arguments, trainer)
-        code = follow_trainer(trainer, signals, log, as_json=arguments.json)
+        if arguments.headless or arguments.detach or code not in (None, ExitCode.OK):
+            return followed(plan, trainer, signals, log, as_json=arguments.json)
+    log.close()
+    return open_app(arguments, trainer)  # no signal is passed on: whatever ends a screen leaves its run alone
+
+
+def followed(plan: Plan, trainer: TrainerProcess, signals: ForwardedSignals, log: LiveLog, *, as_json: bool) -> int:
+    """Show the trainer until it ends, and take back what was made for one that refused; returns its exit code."""
+    code = follow_trainer(trainer, signals, log, as_json=as_json)
     if code in (ExitCode.USAGE, ExitCode.DOES_NOT_FIT):
         discard_refused(plan)
     return code

@@ -68,30 +68,31 @@ class HeaderPanel(Panel, can_focus=False):
         return [(bar(share, bar_width), "$primary"), (percent, "bold"), "  ".join(texts)]
 
     def _note(self, view: RunView, width: int) -> list[Part]:
-        text, style = note(view)
-        return [(text if len(text) <= width else text[: width - 1] + "…", style)]
+        text, rest, style = note(view)
+        room = max(width - len(rest), 16)  # the cause is cut, not what to do
+        return [(text if len(text) <= room else text[: room - 1] + "…", style), (rest, style)]
 
 
-def note(view: RunView) -> tuple[str, str]:
-    """What a person should know now, in one line, and its style."""
+def note(view: RunView) -> tuple[str, str, str]:
+    """What a person should know now: what is so, what to do about it, and their style."""
     report, state = view.report, view.state
     if view.problem:
-        return view.problem, "$text-error"
+        return view.problem, "", "$text-error"
     saved = report.last_checkpoint_step
-    goes_on = f"last checkpoint: step {saved}; r goes on from it" if saved is not None else "no checkpoint yet"
+    goes_on = f" — last checkpoint: step {saved}; r goes on" if saved is not None else " — no checkpoint yet"
     if view.status in (RunStatus.CRASHED, RunStatus.FAILED):
-        return f"{report.reason or 'no cause is known'} — {goes_on}", "bold $text-error"
+        return report.reason or "no cause is known", goes_on, "bold $text-error"
     if view.status is RunStatus.STOPPED:
-        return f"{report.reason or 'stopped'} — {goes_on}", "$text-accent"
+        return report.reason or "stopped", goes_on, "$text-accent"
     if view.status is RunStatus.PAUSED:
-        return "paused after this step; p goes on", "$text-warning"
+        return "paused; p goes on", "", "$text-warning"
     if report.reason:
         style = "$text-warning" if view.status is RunStatus.STALLED else "$foreground-muted"
-        return report.reason, style
+        return report.reason, "", style
+    since = ""
     if state.unsaved_since_step is not None and view.status.is_live:
-        since = state.step - state.unsaved_since_step
-        return f"last checkpoint: {_saved(state.last_checkpoint_step)}, {since} steps since", "$foreground-muted"
-    return f"last checkpoint: {_saved(saved)}", "$foreground-muted"
+        since = f", {state.step - state.unsaved_since_step} steps since"
+    return f"last checkpoint: {_saved(saved)}", since, "$foreground-muted"
 
 
 def _saved(step: int | None) -> str:

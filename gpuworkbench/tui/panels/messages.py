@@ -6,6 +6,7 @@ from rich.text import Text
 from textual.events import Resize
 from textual.widgets import RichLog
 
+from gpuworkbench.runs.status import RunStatus
 from gpuworkbench.state.lines import Line, notable_lines
 from gpuworkbench.tui.follower import RunView
 
@@ -29,6 +30,7 @@ class MessagesPanel(RichLog):
         self._generation = 0
         self._width = 0
         self._log_end: tuple[str, ...] = ()
+        self._reason = ""
 
     def show(self, view: RunView) -> None:
         """Append what is new; start again where the log was replaced."""
@@ -43,8 +45,11 @@ class MessagesPanel(RichLog):
                 self._shown_seq = event.seq
                 for line in notable_lines(event, view.state):  # type: ignore[arg-type]
                     self._write(line)
+        if view.status is RunStatus.CRASHED and view.report.reason != self._reason:
+            self._write(Line(f"crashed: {view.report.reason}", "error"))
+        self._reason = view.report.reason if view.status is RunStatus.CRASHED else ""
         if view.report.log_end and view.report.log_end != self._log_end:
-            self._write(Line(f"{view.status.value}; the end of trainer.log:", "error"))
+            self._write(Line("the end of trainer.log:", "error"))
             for text in view.report.log_end:
                 self._write(Line(f"  {text}"))
         self._log_end = view.report.log_end
@@ -65,6 +70,7 @@ class MessagesPanel(RichLog):
         self.clear()
         self._shown_seq = -1
         self._log_end = ()
+        self._reason = ""
 
     def _write(self, line: Line) -> None:
         color = self.app.theme_variables.get(_TONES.get(line.tone, ""), "")

@@ -11,6 +11,7 @@ import plotext
 from rich.text import Text
 
 Rgb = tuple[int, int, int]
+MAX_ABS_Y = 1e100  # beyond, differences overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def tick_label(value: float) -> str:
 
 
 def _known(curve: Curve, log_y: bool) -> Curve:
-    mask = np.isfinite(curve.x) & np.isfinite(curve.y)
+    mask = np.isfinite(curve.x) & (np.abs(curve.y) < MAX_ABS_Y)  # also drops NaN
     if log_y:
         mask &= curve.y > 0
     return curve if mask.all() else Curve(curve.x[mask], curve.y[mask], curve.color, curve.marker)
