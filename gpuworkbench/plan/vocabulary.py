@@ -21,7 +21,7 @@ def promised_vocab_size(tokenizer: str) -> int | None:
     """`bpe-8192` -> 8192, `gpt2` -> 50257; None for a name that promises nothing."""
     digits = tokenizer.removeprefix(_BPE_PREFIX)
     if digits != tokenizer and digits.isascii() and digits.isdigit() and len(digits) < 10:
-        return int(digits)
+        return int(digits) if int(digits) > _SIZES["byte"] else None
     return _SIZES.get(tokenizer)
 
 

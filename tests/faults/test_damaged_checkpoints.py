@@ -170,7 +170,7 @@ def test_nothing_is_touched_when_no_checkpoint_is_intact(tmp_path: Path, pristin
         flip(RunPaths(root).checkpoint(step) / "model.safetensors", -1, 1)
     before = sorted(os.listdir(root / "checkpoints"))
     state = SmallState(root)
-    with pytest.raises(CheckpointError, match="no intact checkpoint is left: step-00000003/model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint is left: step-00000003/model\.safetensors"):
         state.checkpointer.restore()
     assert sorted(os.listdir(root / "checkpoints")) == before
     state.close()
@@ -223,6 +223,11 @@ def rewrite(directory: Path, name: str, data: bytes) -> None:
     write_manifest(directory, 3, Files())
 
 
+def with_header_length(header: bytes) -> bytes:
+    """A safetensors file of that header and eight bytes of data."""
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
 def forged_state(directory: Path, change: Callable[[dict[str, object]], object]) -> None:
     state = msgspec.json.decode((directory / "state.json").read_bytes())
     change(state)
@@ -241,7 +246,7 @@ FORGERIES: dict[str, Damage] = {
     "tensors overlap": lambda d: rewrite(
         d,
         "model.safetensors",
-        (lambda h: len(h).to_bytes(8, "little") + h + bytes(8))(
+        with_header_length(
             b'{"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,8]},'
             b'"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
         ),
