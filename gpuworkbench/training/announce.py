@@ -22,7 +22,8 @@ from gpuworkbench.runs.create import run_files
 from gpuworkbench.runs.env_record import append_env, read_env
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint import Restored
-from gpuworkbench.training.loop import PHASE, warn_of_damage
+from gpuworkbench.training.loop import PHASE
+from gpuworkbench.training.recovery import warn_of_damage
 from gpuworkbench.training.setup import TrainingRun
 
 _NOT_COMPARED = frozenset({"attempt", "run_file", "platform"})

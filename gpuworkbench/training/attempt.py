@@ -12,15 +12,16 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.errors import DataError, DoesNotFitError, ExitCode, RunError
-from gpuworkbench.events.schema import ConfigChanged, Error
+from gpuworkbench.events.schema import Error
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.create import newest_run_file, run_files
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
-from gpuworkbench.training.live_changes import live_changes_since_checkpoint
-from gpuworkbench.training.loop import save_checkpoint, settle, train
+from gpuworkbench.training.live_changes import live_changes_at
+from gpuworkbench.training.loop import save_checkpoint, train
+from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
 
 
@@ -71,6 +72,16 @@ def run_attempt(
     paths: RunPaths, events: EventWriter, heartbeat: HeartbeatWriter, signals: Signals, run_file: str | None = None
 ) -> Outcome:
     """Train the run in `paths` until it ends. Raises WorkbenchErrors; the caller records them."""
+    return finish(open_run(paths, events, heartbeat, signals, run_file))
+
+
+def open_run(
+    paths: RunPaths, events: EventWriter, heartbeat: HeartbeatWriter, signals: Signals, run_file: str | None = None
+) -> TrainingRun:
+    """The run as its last checkpoint left it, announced, right before this attempt's first step.
+
+    Raises ConfigError, DataError, RunError, CheckpointError, DoesNotFitError.
+    """
     config, file = load_run_config(paths, run_file)
     data = load_data(config)
     keep_tokenizer(paths, data)
@@ -81,13 +92,11 @@ def run_attempt(
         raise DoesNotFitError(
             f"weights and optimizer do not fit the card: {first_line(error)}", "choose a smaller preset or model"
         ) from None
-    changes = live_changes_since_checkpoint(paths.events, restored.step or 0)
+    changes = live_changes_at(paths.events, restored.step or 0)
     announce(run, file, restored)
-    for change in changes:
-        if change.key in run.settings.values:
-            change_setting(run, change.key, change.value)
+    keep_settings(run, changes)
     run.controls = make_controls(run, signals)
-    return finish(run)
+    return run
 
 
 def finish(run: TrainingRun) -> Outcome:
@@ -152,8 +161,7 @@ def change_setting(run: TrainingRun, key: str, value: object) -> str:
 
     Where this step is saved already, a resume finds the change in the log.
     """
-    old, new = run.settings.change(key, value)
-    run.events.emit(ConfigChanged, step=run.progress.step, key=key, old=old, new=new)
+    old, new = note_setting(run, key, value)
     if settle(run):
         save_checkpoint(run)
     return f"{key}: {old:g} -> {new:g}"

@@ -14,30 +14,22 @@ from typing import TypeVar
 
 import torch
 
-from gpuworkbench.errors import WorkbenchError
-from gpuworkbench.events.schema import Divergence, Eval, RunResumed, Sample
+from gpuworkbench.events.schema import Eval, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.batches import validation_batches
-from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.evaluate import evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.optim import clip_grad_norm, set_lr
+from gpuworkbench.training.recovery import recover, settle
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun
-from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
+from gpuworkbench.training.telemetry import Pending, perplexity
 
 PHASE = "full"
-MAX_ROLLBACKS = 3
 INDEX_INTERVAL_STEPS = 32
 _Item = TypeVar("_Item")
 INITIAL_LOSS_TOLERANCE = 1.0  # nats around ln V; GPT-2's initialisation lands within 0.3
-
-
-class NonfiniteError(WorkbenchError):
-    """Loss or gradient became NaN or infinite and the config says stop, or rolling back did not help."""
-
-    kind = "nonfinite"
 
 
 def train(run: TrainingRun) -> str:
@@ -196,62 +188,9 @@ def write_sample(run: TrainingRun) -> None:
         run.events.emit(Sample, step=run.progress.step, prompt=sample.prompt, text=text)
 
 
-def settle(run: TrainingRun) -> bool:
-    """Read scalars that are still on the card; False when one was not finite and the run was rolled back."""
-    bad = run.telemetry.flush()
-    if bad is not None:
-        recover(run, bad)
-    return bad is None
-
-
 def save_checkpoint(run: TrainingRun, *, wait: bool = False) -> None:
     """Checkpoint this step. Call `settle` before it, so that a non-finite state is never saved."""
     run.checkpointer.save(run.progress.step, best_step=run.progress.best_step, wait=wait)
-
-
-def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
-    """A non-finite step: go back to the last checkpoint and pass over the data since, or raise NonfiniteError."""
-    what = f"{bad.what} is {bad.value} at step {bad.step}"
-    hint = "lower optimizer.lr, or look at the data there"
-    if run.config.train.on_nonfinite == "stop":
-        raise NonfiniteError(what, "pass over that data with --set train.on_nonfinite=rollback, or lower optimizer.lr")
-    rollbacks = run.progress.rollbacks + 1
-    if rollbacks > MAX_ROLLBACKS:
-        raise NonfiniteError(f"{what}, after {MAX_ROLLBACKS} rollbacks", hint)
-    cursor = run.progress.sequences_seen + run.progress.skipped_sequences
-    run.checkpointer.wait()
-    restored = run.checkpointer.restore()
-    if restored.step is None:
-        raise NonfiniteError(f"{what}, before the first checkpoint", hint)
-    warn_of_damage(run, restored)
-    run.progress.rollbacks = rollbacks
-    run.progress.skipped_sequences = cursor - run.progress.sequences_seen
-    run.optimizer.zero_grad(set_to_none=True)
-    run.events.emit(
-        Divergence,
-        step=bad.step,
-        level="critical",
-        signal=f"nonfinite {bad.what}",
-        value=bad.value,
-        threshold=None,
-        action=f"rollback to step {restored.step}, passing over the data since",
-    )
-    announce_rollback(run, restored.step)
-    run.telemetry.start_window()
-
-
-def warn_of_damage(run: TrainingRun, restored: Restored) -> None:
-    """A warning for each checkpoint that was damaged and passed over."""
-    for line in restored.damaged:
-        hint = f"went back to step {restored.step}"
-        run.events.emit(WarningEvent, step=restored.step or 0, code="checkpoint_damaged", message=line, hint=hint)
-
-
-def announce_rollback(run: TrainingRun, from_step: int) -> None:
-    """A rollback is an attempt of its own, so that readers drop the points after `from_step`."""
-    run.events.attempt += 1
-    first = run.start_event_fields
-    run.events.emit(RunResumed, step=from_step, from_step=from_step, **first)
 
 
 def check_initial_loss(run: TrainingRun, loss: torch.Tensor) -> None:

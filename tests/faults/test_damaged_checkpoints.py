@@ -223,16 +223,17 @@ def rewrite(directory: Path, name: str, data: bytes) -> None:
     write_manifest(directory, 3, Files())
 
 
-def with_header_length(header: bytes) -> bytes:
-    """A safetensors file of that header and eight bytes of data."""
-    return len(header).to_bytes(8, "little") + header + bytes(8)
-
-
 def forged_state(directory: Path, change: Callable[[dict[str, object]], object]) -> None:
     state = msgspec.json.decode((directory / "state.json").read_bytes())
     change(state)
     rewrite(directory, "state.json", msgspec.json.encode(state))
 
+
+_HEADER = (
+    b'{"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,8]},'
+    b'"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+)
+OVERLAPPING = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(8)
 
 FORGERIES: dict[str, Damage] = {
     "state.json is a list": lambda d: rewrite(d, "state.json", b"[]"),
@@ -243,14 +244,7 @@ FORGERIES: dict[str, Damage] = {
     "a part is missing": lambda d: forged_state(d, lambda s: s["parts"].pop("model")),
     "another step": lambda d: forged_state(d, lambda s: s.update(step=7)),
     "a newer version": lambda d: forged_state(d, lambda s: s.update(version=99)),
-    "tensors overlap": lambda d: rewrite(
-        d,
-        "model.safetensors",
-        with_header_length(
-            b'{"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,8]},'
-            b'"bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-        ),
-    ),
+    "tensors overlap": lambda d: rewrite(d, "model.safetensors", OVERLAPPING),
     "other tensors": lambda d: rewrite(d, "model.safetensors", (d / "optimizer.safetensors").read_bytes()),
 }
 
