@@ -17,6 +17,7 @@ from gpuworkbench.launch import resume as resumption
 from gpuworkbench.launch.fork import fork
 from gpuworkbench.launch.spawn import TrainerProcess, spawn_trainer
 from gpuworkbench.runs.create import discard_run
+from gpuworkbench.runs.heartbeat import PHASE_QUEUED, read_heartbeat
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths, runs_dir
 from gpuworkbench.runs.store import resolve_run
@@ -51,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
                 plan.run_file.unlink(missing_ok=True)
             raise resumption.locked_by(plan.paths, probe_lock(plan.paths.lock))
         say(f"run {plan.paths.run_id} in {plan.paths.root}")
+        if arguments.detach:
+            wait_for_start(trainer)
+            code = trainer.exit_code()
         if arguments.detach and code in (None, ExitCode.OK):
             return detached(plan.paths, trainer.pid, arguments.json)
         if arguments.headless or arguments.detach or code not in (None, ExitCode.OK):
@@ -119,6 +123,25 @@ def prepare(arguments: argparse.Namespace) -> Plan:
     for difference in resumed.changed:
         say(f"changed: {difference}")
     return Plan(parent, resumed.run_file, is_new_run=False, is_new_file=resumed.is_new_file)
+
+
+def wait_for_start(trainer: TrainerProcess) -> None:
+    """Return once the trainer says that it trains or queues, so is past its refusals, or has ended.
+
+    Or after `START_TIMEOUT_S`: a large run reads its data for longer.
+    """
+    log = caught_up_log(trainer.paths, show_from_start=False)
+
+    def has_started() -> bool:
+        trainer.deliver()
+        beat = read_heartbeat(trainer.paths.heartbeat)
+        is_queued = beat is not None and beat.pid == trainer.pid and beat.phase == PHASE_QUEUED
+        return trainer.exit_code() is not None or is_queued or log.catch_up().pid == trainer.pid
+
+    try:
+        wait_for(has_started, START_TIMEOUT_S)
+    finally:
+        log.close()
 
 
 def discard_refused(plan: Plan) -> None:

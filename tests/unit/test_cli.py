@@ -59,7 +59,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "the app needs a terminal; add --headless, or --detach"),
+            ([], "the app needs a terminal; add --headless, or --detach to start a run and return"),
             (["presest"], "there is no command 'presest'; did you mean 'presets'?"),
             (["zebra"], "there is no command 'zebra'; `gpuworkbench --help` lists them"),
             ([""], "there is no command ''"),
@@ -93,7 +93,11 @@ class TestUsage:
             (["sample", "r", "--prompt", "\udcff"], "--prompt is not UTF-8"),
             (["--preset", "a", "--resume", "b"], "--preset starts a run and --resume goes on with one"),
             (["--preset", "quickstart"], "the app needs a terminal; add --headless, or --detach"),
-            (["--headless"], "--headless needs a run; try `gpuworkbench --headless --preset quickstart`, or --help"),
+            (["--json"], "--json needs --headless or a command"),
+            (["--set", "a.b=1"], "--set needs a run; try `gpuworkbench --headless --preset quickstart`"),
+            (["--cpu-twin"], "--cpu-twin needs a run"),
+            (["--detach"], "--detach needs a run"),
+            (["--headless"], "--headless needs a run; try `gpuworkbench --headless --preset quickstart`"),
             (["--headless", "--preset", "quickstart", "--fork"], "--fork needs a run to fork from"),
             (["--headless", "--resume", "a", "--cpu-twin"], "--cpu-twin is chosen when a run starts"),
             (["--headless", "--resume", "a", "--force"], "--force is for starting a run"),
