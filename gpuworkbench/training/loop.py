@@ -24,7 +24,7 @@ from gpuworkbench.training.optim import clip_grad_norm, set_lr
 from gpuworkbench.training.recovery import recover, settle
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun
-from gpuworkbench.training.telemetry import Pending, perplexity
+from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
 
 PHASE = "full"
 INDEX_INTERVAL_STEPS = 32

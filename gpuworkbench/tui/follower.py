@@ -18,6 +18,7 @@ from gpuworkbench.state.run_state import RunState
 
 MIN_INTERVAL_S = 0.1  # at most ten views a second
 STATUS_INTERVAL_S = 0.5
+CATCH_UP_INTERVAL_S = 0.5  # between views while a long log is being taken in: drawing would only slow that down
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class RunSource:
         log: LiveLog | None = None
         report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
         last: RunView | None = None
+        shown_s = 0.0
         while not stop.is_set():
             started_s = time.monotonic()
             has_more = False
@@ -74,8 +76,9 @@ class RunSource:
             if time.monotonic() - reported_s >= STATUS_INTERVAL_S:
                 report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
             view = self._view(log.state() if log else RunState(), report)
-            if last is None or _differs(view, last):
-                last = view
+            is_due = not has_more or time.monotonic() - shown_s >= CATCH_UP_INTERVAL_S
+            if last is None or (is_due and _differs(view, last)):
+                last, shown_s = view, time.monotonic()
                 yield view
             if not has_more:
                 stop.wait(max(MIN_INTERVAL_S - (time.monotonic() - started_s), 0.01))

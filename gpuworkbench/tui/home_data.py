@@ -27,6 +27,7 @@ from gpuworkbench.tui.services import Services
 from gpuworkbench.units import GIB
 
 INTERVAL_S = 2.0
+FIRST_INTERVAL_S = 0.5  # the CPU load needs two readings
 ANY_MACHINE = "Any machine"
 MAX_REPLAY_BYTES = 1024 * 1024  # of a log without an index, for its sparkline
 SPARK_POINTS = 64
@@ -90,7 +91,7 @@ class HomeSource:
                     cpu_percent=None if is_first else psutil.cpu_percent(),
                 )
                 took_s = time.monotonic() - started_s
-                stop.wait(0.5 if is_first else max(INTERVAL_S, 10 * took_s))
+                stop.wait(FIRST_INTERVAL_S if is_first else max(INTERVAL_S, 10 * took_s))
                 is_first = False
 
     def _run_row(self, info: RunInfo) -> RunRow:

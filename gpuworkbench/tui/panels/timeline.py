@@ -16,6 +16,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "predict": ("▒", "$warning"),
     "correct": ("▚", "$accent"),
 }
+ROOMY = 100  # cells from which the legend has the seconds too
 OTHER = ("▞", "$foreground-muted")
 AHEAD = ("·", "$foreground-disabled")
 
@@ -57,7 +58,8 @@ def _legend(view: RunView, width: int) -> list[Part]:
         glyph, style = _look(phase)
         now = "▸" if phase == state.phase and view.status.is_live else ""
         steps = "step" if tally.steps == 1 else "steps"
-        text = f"{now}{one_line(phase)[:24]} {tally.steps} {steps}, {format_duration(tally.seconds)}   "
+        took = f", {format_duration(tally.seconds)}" if width >= ROOMY else ""
+        text = f"{now}{one_line(phase)[:24]} {tally.steps} {steps}{took}   "
         parts += [(f"{glyph * 2} ", style), text]
     if state.max_steps is not None and state.step < state.max_steps:
         parts += [(AHEAD[0] * 2 + " ", AHEAD[1]), (f"{state.max_steps - state.step} to go", "$foreground-muted")]

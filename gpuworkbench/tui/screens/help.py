@@ -51,13 +51,12 @@ class HelpScreen(ModalScreen[None]):
 
 
 def keys_of(screen: Screen[object]) -> list[KeyHelp]:
-    """What can be pressed on a screen: its own keys and the app's, in the order they were declared."""
+    """What can be pressed on a screen: the keys of the focused widget, of the screen and of the app that are ours."""
     found: dict[str, KeyHelp] = {}
     for active in screen.active_bindings.values():
         binding = active.binding
-        is_ours = active.node is screen or active.node is screen.app
-        if not is_ours or binding.system or not binding.description:
-            continue
+        if not binding.id or binding.system or not binding.description:
+            continue  # Textual's own keys for moving about have no id
         text = f"{binding.description}: {binding.tooltip}" if binding.tooltip else binding.description
         key = screen.app.get_key_display(binding)
         found.setdefault(binding.action, KeyHelp(key, text, active.enabled))

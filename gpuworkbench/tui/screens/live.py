@@ -32,6 +32,7 @@ from gpuworkbench.tui.widgets.panel import Panel
 if TYPE_CHECKING:
     from gpuworkbench.tui.app import WorkbenchApp
 
+PANELS: list[type[Panel | MessagesPanel]] = [registry.load(target) for target in LIVE_PANELS]
 WIDE = (110, 32)
 PLOT_INTERVAL_S = 0.4
 
@@ -59,8 +60,10 @@ class Live(Screen[None]):
         Binding("escape", "home", "Home", id="live.home", tooltip="Back to Home; the run goes on"),
         Binding("z", "zoom", "Zoom", id="live.zoom", tooltip="The focused panel alone, and back", show=False),
         *(
-            Binding(str(index), f"solo({index})", f"Panel {index}", id=f"live.panel_{index}", show=False)
-            for index in range(1, len(LIVE_PANELS) + 1)
+            Binding(
+                str(index), f"solo({index})", f"{panel.TITLE} alone, and back", id=f"live.panel_{index}", show=False
+            )
+            for index, panel in enumerate(PANELS, start=1)
         ),
     ]
 
@@ -83,8 +86,8 @@ class Live(Screen[None]):
         yield HeaderPanel("header")
         yield TimelinePanel("timeline")
         with Container(id="body"):
-            for target in LIVE_PANELS:
-                yield registry.load(target)()
+            for panel in PANELS:
+                yield panel()
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:

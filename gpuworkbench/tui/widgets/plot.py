@@ -112,7 +112,7 @@ def _set_axes(curves: Sequence[Curve], width: int, height: int, log_y: bool, x_m
     if y_high <= y_low:
         margin = abs(y_high) * 0.1 or 1.0
         y_low, y_high = (y_low / 2 if log_y else y_low - margin), y_high + margin
-    x_ticks = nice_ticks(x_low, x_high, max(width // 14, 2))
+    x_ticks = [tick for tick in nice_ticks(x_low, x_high, max(width // 14, 2)) if tick == int(tick)]  # steps
     y_ticks = nice_ticks(y_low, y_high, max(height // 3, 3))
     plotext.xlim(x_low, x_high)
     plotext.xticks(x_ticks, [tick_label(tick) for tick in x_ticks])
