@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
         log = caught_up_log(paths, show_from_start=arguments.json or not is_live)
         state = follow(paths.events, renderer, poll_s=POLL_S, is_done=lambda: probe_lock(paths.lock) is None, log=log)
     except KeyboardInterrupt:
-        message = f"\ndetached; {paths.run_id} goes on training" if is_live else ""
-        say(message)
+        if is_live:
+            renderer.note(f"detached; {paths.run_id} goes on training")
         return ExitCode.OK
     renderer.finish(state)
     report = derive_status(paths)

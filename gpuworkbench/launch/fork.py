@@ -12,7 +12,7 @@ from gpuworkbench.config.diff import differences
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.toml_io import dump_toml, read_config_file
 from gpuworkbench.data import check_eval_tokens, prepare
-from gpuworkbench.errors import CheckpointError, ConfigError, RunError
+from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.gpu.fit import select_device
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.io import REAL_FILES, Files, commit_directory
@@ -21,7 +21,7 @@ from gpuworkbench.io.files import write_all
 from gpuworkbench.io.reading import open_regular
 from gpuworkbench.launch.resolve import resolve
 from gpuworkbench.launch.resume import changed_config, refuse_past_end, run_config
-from gpuworkbench.runs.create import create_run, discard_run
+from gpuworkbench.runs.create import create_run
 from gpuworkbench.runs.manifest import MANIFEST_NAME, CheckpointRef, list_checkpoints, read_manifest, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
 
@@ -63,18 +63,15 @@ def fork(
         train=msgspec.structs.replace(resolved.train, max_steps=new.train.max_steps),
         forked_from=f"{paths.run_id}@{reference.step}",
     )
-    child = create_run(
-        runs_dir, run_id or new_run_id(old.preset), read_config_file(paths.preset_toml), dump_toml(new), files
+    return create_run(
+        runs_dir,
+        run_id or new_run_id(old.preset),
+        read_config_file(paths.preset_toml),
+        dump_toml(new),
+        files,
+        # Within the creation: a fork without its checkpoint would train from nothing.
+        fill=lambda child: copy_checkpoint(reference, child.checkpoint(reference.step), files),
     )
-    try:
-        copy_checkpoint(reference, child.checkpoint(reference.step), files)
-    except BaseException as error:
-        discard_run(child, files)  # without its checkpoint it would start from nothing
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise RunError(f"checkpoint {reference.path} cannot be copied: {reason}", "check the disk") from None
-        raise
-    return child
 
 
 def newest_intact_checkpoint(paths: RunPaths) -> CheckpointRef:
@@ -93,25 +90,31 @@ def newest_intact_checkpoint(paths: RunPaths) -> CheckpointRef:
 def copy_checkpoint(reference: CheckpointRef, target: Path, files: Files = REAL_FILES) -> None:
     """Copy a checkpoint durably; it appears under its name only if every byte of the copy is right.
 
-    Its run may be training and retire it meanwhile. Raises OSError, CheckpointError.
+    Its run may be training and retire it meanwhile. Raises OSError where it cannot be written, CheckpointError where
+    it cannot be read.
     """
     temporary = temporary_path(target)
     names = [entry.name for entry in read_manifest(reference.path).files]
     files.mkdir(temporary)
     for name in (*names, MANIFEST_NAME):
-        _copy_file(reference.path / name, temporary / name, files)
+        try:
+            source = open_regular(reference.path / name)
+        except OSError as error:
+            raise CheckpointError(f"{reference.path.name} went while it was copied: {error.strerror}") from None
+        _copy_file(source, temporary / name, files)
     verify_checkpoint(temporary)
     commit_directory(temporary, target, files)
 
 
-def _copy_file(source: Path, target: Path, files: Files) -> None:
-    fd = files.open_write(target)
-    try:
-        with os.fdopen(open_regular(source), "rb") as stream:
+def _copy_file(source: int, target: Path, files: Files) -> None:
+    """Copy what descriptor `source` is open on, and close it."""
+    with os.fdopen(source, "rb") as stream:
+        fd = files.open_write(target)
+        try:
             while chunk := stream.read(_CHUNK_BYTES):
                 write_all(files, fd, chunk)
-        files.fsync(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    files.close(fd)
+            files.fsync(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        files.close(fd)

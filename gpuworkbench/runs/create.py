@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from gpuworkbench.errors import RunError
@@ -19,24 +20,38 @@ from gpuworkbench.runs.tail import last_attempt
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
-def create_run(runs_dir: Path, run_id: str, preset_text: bytes, run_toml: bytes, files: Files = REAL_FILES) -> RunPaths:
-    """Make `runs_dir/run_id` with its configuration, durably; it appears complete, by one rename.
+def create_run(
+    runs_dir: Path,
+    run_id: str,
+    preset_text: bytes,
+    run_toml: bytes,
+    files: Files = REAL_FILES,
+    *,
+    fill: Callable[[RunPaths], object] = lambda paths: None,
+) -> RunPaths:
+    """Make `runs_dir/run_id` with its configuration and what `fill` puts into it, durably.
 
-    Raises UsageError for an impossible id, RunError where the id is taken or the directory cannot be written.
+    It appears complete, by one rename, or not at all. Raises UsageError for an impossible id, RunError where the id
+    is taken or the directory cannot be written, and what `fill` raises.
     """
     paths = RunPaths(runs_dir / validate_run_id(run_id))
     refuse_taken(paths)
     temporary = runs_dir / f"{TEMPORARY_PREFIX}{os.getpid()}-{run_id}-{secrets.token_hex(4)}"
     try:
         make_directories(runs_dir, files)
+        inode = None
         try:
             _fill(RunPaths(temporary), preset_text, run_toml, files)
+            fill(RunPaths(temporary))
+            inode = os.stat(temporary).st_ino
             commit_directory(temporary, paths.root, files)
         except BaseException:
             discard_directory(temporary, files)
+            if inode == _inode(paths.root):  # only the last fsync failed: the name may be gone with the power
+                discard_directory(paths.root, files)
             raise
     except OSError as error:
-        if os.path.lexists(paths.root) and not os.path.lexists(temporary):
+        if os.path.lexists(paths.root):
             raise _already_exists(run_id) from None
         reason = error.strerror or str(error)
         raise RunError(
@@ -131,6 +146,13 @@ def _attempt_files(paths: RunPaths) -> list[int]:
     except OSError:
         return []
     return [int(match[1]) for name in names if (match := ATTEMPT_FILE_NAME.fullmatch(name))]
+
+
+def _inode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return -1
 
 
 def _already_exists(run_id: str) -> RunError:
