@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN_ID := quickstart-$(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: run test lint types unit install dev bench clean help
+KILLS ?= 200
+
+.PHONY: run test lint types unit soak install dev bench clean help
 
 help:
 	@echo "make run    set up .venv, train the quickstart preset, let it write a sample"
 	@echo "make test   set up .venv, then lint, types and all tests"
 	@echo "make lint   ruff only;  make types   mypy only;  make unit   the quick tests only"
+	@echo "make soak   trainers killed at random moments (KILLS=200), failing system calls (about an hour)"
 	@echo "make bench  the benchmarks behind the figures in README and docs (about half an hour)"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
@@ -32,6 +35,9 @@ types: dev
 
 unit: dev
 	$(BIN)/python -m pytest tests/unit tests/training
+
+soak: dev
+	GPUWORKBENCH_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/process/test_random_kills.py
 
 bench: dev
 	$(BIN)/python -m benchmarks.startup

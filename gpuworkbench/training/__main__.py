@@ -40,7 +40,7 @@ class Ending(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Run one attempt; returns the exit code."""
     if len(arguments) not in (1, 2):
-        print("gpuworkbench.training: give a run directory, and no more than a run file's name", file=sys.stderr)
+        _log("gpuworkbench.training: give a run directory, and no more than a run file's name")
         return ExitCode.USAGE
     paths = RunPaths(Path(arguments[0]).resolve())
     signals = Signals()
@@ -56,8 +56,14 @@ def main(arguments: list[str]) -> int:
         return _attempt(paths, signals, arguments[1] if len(arguments) == 2 else None)
     except WorkbenchError as error:
         if not (isinstance(error, RunLockedError) and _is_stderr(paths.trainer_log)):
-            print(error.line(), file=sys.stderr)
+            _log(error.line())
         return error.exit_code
+
+
+def _log(text: str) -> None:
+    """A line in trainer.log; a full disk costs the line, not the run."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _discard_own_leftovers(paths: RunPaths) -> None:
@@ -78,7 +84,7 @@ def _is_stderr(log: Path) -> bool:
 
 def _attempt(paths: RunPaths, signals: Signals, run_file: str | None) -> int:
     attempt = (last_attempt(paths.events) or 0) + 1
-    print(f"{ATTEMPT_MARK}{attempt}, process {os.getpid()}", file=sys.stderr, flush=True)
+    _log(f"{ATTEMPT_MARK}{attempt}, process {os.getpid()}")
     try:
         events = EventWriter(paths.events, attempt=attempt)
     except OSError as error:
@@ -105,19 +111,20 @@ def _train(
         return Ending(*run_attempt(paths, events, heartbeat, signals, run_file))
     except WorkbenchError as error:
         events.emit(Error, step=heartbeat.last_step, kind=error.kind, message=error.message, hint=error.hint)
-        print(error.line(), file=sys.stderr)
+        _log(error.line())
         return Ending(heartbeat.last_step, "failed", error.exit_code, error.line())
     except Exception as error:  # noqa: BLE001 - the last line of defence: the run's log must say why it ended
         kind = "io" if isinstance(error, OSError) else "internal"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         events.emit(Error, step=heartbeat.last_step, kind=kind, message=reason, hint="the traceback is in trainer.log")
-        traceback.print_exc()
+        _log(traceback.format_exc())
         return Ending(heartbeat.last_step, "failed", ExitCode.FAILED, reason)
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # No interpreter teardown: daemon threads and the card's context are ended by the kernel, and the code is certain.
     os._exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -46,7 +47,8 @@ class Signals:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         name = signal.Signals(number).name
         # os.write: a print could meet itself half done, since a handler runs between any two bytecodes.
-        os.write(2, f"{name}: stopping after this step; the next SIGINT or SIGTERM ends it at once\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{name}: stopping after this step; the next SIGINT or SIGTERM ends it at once\n".encode())
 
 
 class Controls:
