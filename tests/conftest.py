@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,3 +23,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRuns]:
         patch.setenv("GPUWORKBENCH_CACHE_DIR", str(root / "cache"))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield LocalRuns(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trainer_outlives_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A trainer has a session of its own, so a test that fails midway leaves it training: end it here."""
+    yield
+    from gpuworkbench.runs.lock import probe_lock
+
+    for lock in tmp_path_factory.getbasetemp().glob("**/runs/*/lock"):
+        pid = probe_lock(lock)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
