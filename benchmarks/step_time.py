@@ -27,13 +27,14 @@ from benchmarks.plain_loop import PlainLoop, Size
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.schema import OptimizerConfig, ScheduleConfig
+from gpuworkbench.data import load_same_tokens
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.launch.create import LaunchRequest, create
 from gpuworkbench.memory.chunked_cross_entropy import ChunkedCrossEntropy
 from gpuworkbench.memory.precision import autocast, resolve_precision
 from gpuworkbench.models import build_model, linear
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
-from gpuworkbench.training.attempt import load_data, load_run_config, make_controls
+from gpuworkbench.training.attempt import load_run_config, make_controls
 from gpuworkbench.training.controls import Signals
 from gpuworkbench.training.host_allocator import keep_freed_memory
 from gpuworkbench.training.loop import obey_controls, train_one_step
@@ -112,7 +113,7 @@ class Trainer:
         config, _ = load_run_config(paths)
         events, heartbeat = EventWriter(paths.events, attempt=1), HeartbeatWriter(paths.heartbeat)
         heartbeat.start()
-        self.run = build_run(paths, config, load_data(config), events, heartbeat)
+        self.run = build_run(paths, config, load_same_tokens(config), events, heartbeat)
         self.run.controls = make_controls(self.run, Signals())
         self.run.telemetry.start_window()
 
@@ -138,8 +139,6 @@ class Variant:
         self.keep_memory = keep_memory
         self.onednn = onednn
         self.seconds: list[float] = []
-        self.first_loss: float | None = None
-        self.last_loss: float | None = None
 
     def take_turn(self, idx: Tensor, targets: Tensor) -> None:
         if self.keep_memory:
@@ -150,11 +149,10 @@ class Variant:
         if not self.onednn:
             linear._cpu_prefers_onednn = lambda: False
         try:
-            loss = self.arm.step(idx, targets)
-            self.first_loss = loss if self.first_loss is None else self.first_loss
+            self.arm.step(idx, targets)
             start = time.perf_counter()
             for _ in range(COUNTED_STEPS):
-                self.last_loss = self.arm.step(idx, targets)
+                self.arm.step(idx, targets)
             self.seconds.append((time.perf_counter() - start) / COUNTED_STEPS)
         finally:
             linear._cpu_prefers_onednn = original
@@ -196,18 +194,9 @@ def measure(size: Size, precision: str, rounds: int, compiled: bool, folder: Pat
     plain = arms["plain"].seconds[1:]
     return {
         name: summary(variant.seconds[1:])
-        | {
-            "speed_against_plain": statistics.median(p / s for p, s in zip(plain, variant.seconds[1:], strict=True)),
-            "first_loss": finite(variant.first_loss),
-            "last_loss": finite(variant.last_loss),
-        }
+        | {"speed_against_plain": statistics.median(p / s for p, s in zip(plain, variant.seconds[1:], strict=True))}
         for name, variant in arms.items()
     }
-
-
-def finite(loss: float | None) -> float | None:
-    """None where an arm does not say its loss."""
-    return None if loss is None or math.isnan(loss) else loss
 
 
 def main() -> None:

@@ -60,4 +60,6 @@ def format_count(count: float | None) -> str:
 
 def format_number(value: float | None, digits: int = 4) -> str:
     """A metric with `digits` decimals; `None` (unknown or non-finite) -> `n/a`."""
-    return NOT_AVAILABLE if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    if value is None or not math.isfinite(value):
+        return NOT_AVAILABLE
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3e}"

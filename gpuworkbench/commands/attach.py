@@ -9,7 +9,7 @@ from gpuworkbench.commands.output import say
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.runs.lock import probe_lock
-from gpuworkbench.runs.paths import runs_dir
+from gpuworkbench.runs.paths import name_to_type, runs_dir
 from gpuworkbench.runs.status import RunStatus, derive_status
 from gpuworkbench.runs.store import resolve_run
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         if is_live:
             renderer.note(f"detached; {paths.run_id} goes on training")
         return ExitCode.OK
-    renderer.finish(state)
+    renderer.finish(state, name_to_type(paths))
     report = derive_status(paths)
     if report.status == RunStatus.CRASHED:
         say(f"gpuworkbench: {paths.run_id} crashed: {report.reason}; {saved_so_far(paths)}")

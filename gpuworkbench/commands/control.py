@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 
 from gpuworkbench.commands.follow import wait_for
@@ -11,7 +12,7 @@ from gpuworkbench.errors import ExitCode, RunError, WorkbenchError
 from gpuworkbench.runs.control import send_command, wait_ack
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import list_checkpoints
-from gpuworkbench.runs.paths import RunPaths, runs_dir
+from gpuworkbench.runs.paths import RunPaths, name_to_type, runs_dir
 from gpuworkbench.runs.status import RunStatus, derive_status
 from gpuworkbench.runs.store import resolve_run
 from gpuworkbench.runs.tail import WIDE_TAIL_BYTES, Glimpse, tail_events
@@ -49,7 +50,7 @@ def refuse_idle(paths: RunPaths) -> None:
         status = derive_status(paths)
         raise RunError(
             f"{paths.run_id} is {status.status}: no trainer is running",
-            f"go on with: gpuworkbench --headless --resume {paths.run_id}",
+            f"go on with: gpuworkbench --headless --resume {shlex.quote(name_to_type(paths))}",
         )
 
 
@@ -129,4 +130,5 @@ def wait_until_stopped(paths: RunPaths) -> str:
         return f"completed at step {report.step}"
     if report.status is not RunStatus.STOPPED:
         raise WorkbenchError(f"{paths.run_id} is {report.status}: {report.reason}", "see its trainer.log")
-    return f"stopped at step {report.step}; go on with: gpuworkbench --headless --resume {paths.run_id}"
+    go_on = f"gpuworkbench --headless --resume {shlex.quote(name_to_type(paths))}"
+    return f"stopped at step {report.step}; go on with: {go_on}"

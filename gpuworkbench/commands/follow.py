@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from gpuworkbench.headless.follow import follow
 from gpuworkbench.headless.renderer import HeadlessRenderer
 from gpuworkbench.launch.spawn import TrainerProcess
 from gpuworkbench.runs.manifest import list_checkpoints
-from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.paths import RunPaths, name_to_type
 from gpuworkbench.runs.tail import log_end
 from gpuworkbench.state.live_log import LiveLog
 
@@ -89,7 +90,7 @@ def follow_trainer(trainer: TrainerProcess, signals: ForwardedSignals, log: Live
     state = follow(trainer.paths.events, renderer, poll_s=POLL_S, is_done=is_done, log=log)
     code = trainer.exit_code()
     assert code is not None
-    renderer.finish(state)
+    renderer.finish(state, name_to_type(trainer.paths))
     if not state.is_finished or state.exit_code != code:
         explain_silent_end(trainer.paths, code)
     return code
@@ -116,7 +117,7 @@ def saved_so_far(paths: RunPaths) -> str:
     if not references:
         return "it has no checkpoint yet"
     step = references[0].step
-    return f"its last checkpoint is of step {step}: gpuworkbench --headless --resume {paths.run_id}"
+    return f"its last checkpoint is of step {step}: gpuworkbench --headless --resume {shlex.quote(name_to_type(paths))}"
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from gpuworkbench.launch.spawn import TrainerProcess, spawn_trainer
 from gpuworkbench.runs.create import discard_run
 from gpuworkbench.runs.heartbeat import PHASE_QUEUED, read_heartbeat
 from gpuworkbench.runs.lock import probe_lock
-from gpuworkbench.runs.paths import RunPaths, runs_dir
+from gpuworkbench.runs.paths import RunPaths, name_to_type, runs_dir
 from gpuworkbench.runs.store import resolve_run
 from gpuworkbench.runs.tail import tail_events
 from gpuworkbench.state.live_log import LiveLog
@@ -166,7 +167,9 @@ def detached(paths: RunPaths, pid: int, as_json: bool) -> int:
     if as_json:
         print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": pid})
     else:
-        tell(f"training goes on in process {pid}; watch it with: gpuworkbench attach {paths.run_id}")
+        tell(
+            f"training goes on in process {pid}; watch it with: gpuworkbench attach {shlex.quote(name_to_type(paths))}"
+        )
     return ExitCode.OK
 
 

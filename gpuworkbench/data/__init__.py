@@ -4,7 +4,7 @@
 them in an order that is a pure function of (seed, epoch, index).
 """
 
-from gpuworkbench.data.checks import check_eval_tokens
+from gpuworkbench.data.checks import check_eval_tokens, load_same_tokens
 from gpuworkbench.data.location import absolute_source, cache_root
 from gpuworkbench.data.order import SampleOrder, batch, validation_batch
 from gpuworkbench.data.prepare import prepare
@@ -23,6 +23,7 @@ __all__ = [
     "batch",
     "cache_root",
     "check_eval_tokens",
+    "load_same_tokens",
     "load_tokenizer",
     "prepare",
     "preview",

@@ -51,3 +51,17 @@ def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | 
     if held >= n_batches:
         return n_batches, None
     return held, f"validation uses {held * per_batch} tokens, not eval.tokens = {wanted}: the split has {n_val_tokens}"
+
+
+def load_same_tokens(config: RunConfig) -> PreparedData:
+    """The tokens of a run that was made before; refuses other ones than it began with. Raises DataError."""
+    from gpuworkbench.data.prepare import prepare
+
+    data = prepare(config)
+    if config.data.sha256 is not None and data.sha256 != config.data.sha256:
+        raise DataError(
+            f"data.source = {config.data.source!r} gives other tokens than this run was made with "
+            f"({data.sha256[:12]} now, {config.data.sha256[:12]} then)",
+            "restore the data, or train on with --resume RUN --fork",
+        )
+    return data

@@ -53,11 +53,16 @@ class HeadlessRenderer:
         self._clock = clock
         self._drawn_at: float | None = None
         self._drawn_step: int | None = None
+        self._has_step = False  # one that came since: a resume begins with the state of what was
 
     def feed(self, lines: bytes, events: Sequence[AnyEvent], state: RunState) -> None:
         """Show what came: the log's lines, the events on them, and the run after them."""
         if self._json is not None and lines:
             self._json.write_bytes(self._for_json(lines))
+        if not self._has_step:
+            self._has_step = any(type(event) is schema.Step for event in events)
+        if events and type(events[-1]) is schema.RunFinished and self._has_step:
+            self._draw(state)  # before the line that says how it ended
         for event in events:
             if type(event) is schema.Step or type(event) is schema.Memory:
                 continue
@@ -69,16 +74,16 @@ class HeadlessRenderer:
         """A line for people that is not in the log."""
         self._people.line(safe_text(text), tone)
 
-    def finish(self, state: RunState) -> None:
-        """The last progress, then the summary."""
-        if state.last_step is not None and self._drawn_step != state.step:
+    def finish(self, state: RunState, run: str | None = None) -> None:
+        """The last progress, then the summary; `run` is what a person types to name the run (default: its id)."""
+        if self._has_step and self._drawn_step != state.step:
             self._draw(state)
         self._people.end_progress()
-        for text in summary_lines(state):
+        for text in summary_lines(state, run):
             self._people.line(text)
 
     def _show_progress(self, state: RunState) -> None:
-        if state.last_step is None:
+        if not self._has_step or state.last_step is None:
             return
         now = self._clock()
         interval_s = REDRAW_INTERVAL_S if self._people.is_terminal else PLAIN_INTERVAL_S

@@ -13,12 +13,15 @@ from gpuworkbench.units import format_bytes, format_count, format_duration
 _LABEL_WIDTH = 12
 
 
-def summary_lines(state: RunState) -> list[str]:
-    """One printable line a topic; topics that the run has nothing about are left out."""
-    return [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _topics(state)]
+def summary_lines(state: RunState, run: str | None = None) -> list[str]:
+    """One printable line a topic; topics that the run has nothing about are left out.
+
+    `run`: what a person types to name the run (default: its id).
+    """
+    return [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _topics(state, run)]
 
 
-def _topics(state: RunState) -> Iterator[tuple[str, str]]:
+def _topics(state: RunState, run: str | None) -> Iterator[tuple[str, str]]:
     yield "run", _outcome(state)
     yield from _losses(state)
     if state.tokens_seen is not None:
@@ -31,7 +34,7 @@ def _topics(state: RunState) -> Iterator[tuple[str, str]]:
     yield "checkpoints", _checkpoints(state)
     if state.warnings:
         yield "warnings", str(state.counts.get("warning", len(state.warnings)))
-    yield from _next_commands(state)
+    yield from _next_commands(state, run or state.run_id)
 
 
 def _outcome(state: RunState) -> str:
@@ -103,11 +106,11 @@ def _checkpoints(state: RunState) -> str:
     return f"{state.counts.get('checkpoint_saved', 0)} written, last {one_line(last.path)}{unsaved}"
 
 
-def _next_commands(state: RunState) -> Iterator[tuple[str, str]]:
-    if state.run_id is None or state.last_checkpoint is None:
+def _next_commands(state: RunState, name: str | None) -> Iterator[tuple[str, str]]:
+    if name is None or state.last_checkpoint is None:
         return
-    run = shlex.quote(one_line(state.run_id))
-    prompt = one_line(state.samples[-1].prompt) if state.samples else "Once upon a time"
-    yield "sample", f"gpuworkbench sample {run} --prompt {shlex.quote(prompt)}"
+    run = shlex.quote(one_line(name))
+    prompt = f" --prompt {shlex.quote(one_line(state.samples[-1].prompt))}" if state.samples else ""
+    yield "sample", f"gpuworkbench sample {run}{prompt}"
     further = f" --steps {2 * state.step}" if state.finish_status == "completed" and state.step else ""
     yield "go on", f"gpuworkbench --resume {run} --headless{further}"

@@ -7,16 +7,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.presets import Preset, configure, load_preset
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml
-from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
+from gpuworkbench.data import PreparedData, absolute_source, check_eval_tokens, prepare
+from gpuworkbench.errors import DoesNotFitError
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
+from gpuworkbench.gpu.host import disk_free_bytes, probe_host
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.launch.resolve import resolve
+from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.runs.create import create_run, refuse_taken
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
+from gpuworkbench.units import format_bytes
 
 OnProgress = Callable[[str, float | None], None]
 
@@ -56,10 +62,32 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
     choice: DeviceChoice = select_device(
         config, probe_cards(), request.preset, has_cpu_twin=preset.has_cpu_twin, force=request.force
     )
+    config = msgspec.structs.replace(
+        config, data=msgspec.structs.replace(config.data, source=absolute_source(config.data.source))
+    )
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:
         check_eval_tokens(config, data.n_val_tokens)
-    return Prepared(preset, resolve(config, data, choice), data)
+    resolved = resolve(config, data, choice)
+    if not request.force:
+        refuse_short_host(resolved, choice.kind, request.runs_dir)
+    return Prepared(preset, resolved, data)
+
+
+def refuse_short_host(config: RunConfig, kind: str, directory: Path) -> None:
+    """DoesNotFitError where host memory or the disk is predicted to be too small for the run."""
+    estimated = estimate(config, kind=kind)
+    if estimated is None:
+        return
+    here = {"host memory": probe_host().memory_total_bytes, "disk": disk_free_bytes(directory)}
+    needed = {"host memory": estimated.host_bytes, "disk": estimated.disk_bytes}
+    for what, limit in here.items():
+        if limit is not None and needed[what] > limit:
+            raise DoesNotFitError(
+                f"{config.label} is predicted to need {format_bytes(needed[what])} of {what}; "
+                f"here: {format_bytes(limit)}",
+                "choose a smaller model, batch or train.seq_len, or try it all the same with --force",
+            )
 
 
 def create(request: LaunchRequest, on_progress: OnProgress | None = None) -> RunPaths:

@@ -13,10 +13,11 @@ from gpuworkbench.config.diff import Difference, differences
 from gpuworkbench.config.loader import Override, build, build_overridden, environment_overrides
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_config_file
-from gpuworkbench.data import prepare
+from gpuworkbench.data import load_same_tokens, prepare
 from gpuworkbench.errors import ConfigError, RunLockedError
 from gpuworkbench.launch.resolve import resolve_steps
 from gpuworkbench.runs.create import newest_run_file, write_attempt_file
+from gpuworkbench.runs.heartbeat import living_pid
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
@@ -45,7 +46,7 @@ def resume(
 ) -> Resumption:
     """Check that a run may go on with these changes, and write its new run file where keys changed.
 
-    Raises RunLockedError, ConfigError (a semantic key changed; naming `--fork`), RunError.
+    Raises RunLockedError, ConfigError (a semantic key changed; naming `--fork`), DataError, RunError.
     """
     refuse_locked(paths)
     newest = newest_run_file(paths)
@@ -59,6 +60,7 @@ def resume(
             "add --fork to train on as a new run, or leave it as it was",
         )
     refuse_past_end(paths, new)
+    load_same_tokens(new)
     if not changed:
         return Resumption(paths, (), newest, is_new_file=False)
     return Resumption(paths, changed, write_attempt_file(paths, dump_toml(new)), is_new_file=True)
@@ -90,6 +92,12 @@ def refuse_locked(paths: RunPaths) -> None:
     pid = probe_lock(paths.lock)
     if pid is not None:
         raise locked_by(paths, pid)
+    living = living_pid(paths.heartbeat)
+    if living is not None:
+        raise RunLockedError(
+            f"{paths.root.name}: its lock file was removed, and process {living} still trains it",
+            f"end that process first: kill {living}",
+        )
 
 
 def locked_by(paths: RunPaths, pid: int | None) -> RunLockedError:

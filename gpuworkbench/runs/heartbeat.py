@@ -18,6 +18,7 @@ from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
 from gpuworkbench.io.reading import read_regular_file
 
 INTERVAL_S = 0.5
+FRESH_BEAT_S = 3.0
 PHASE_QUEUED = "queued"  # the trainer waits for its card's lock
 PHASE_EXITED = "exited"  # the writer was stopped in an orderly way
 _MAX_BYTES = 4096
@@ -108,6 +109,26 @@ def read_heartbeat(path: Path) -> Heartbeat | None:
         return msgspec.json.decode(read_regular_file(path, _MAX_BYTES), type=Heartbeat)
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def living_pid(path: Path, now: float | None = None) -> int | None:
+    """The pid of a trainer whose last beat is fresh and whose process lives; None otherwise.
+
+    Evidence beside the lock, for the case that somebody removed the lock's file.
+    """
+    beat = read_heartbeat(path)
+    moment = time.time() if now is None else now
+    if beat is None or beat.phase == PHASE_EXITED or beat.boot_id != boot_id():
+        return None
+    if not 0 <= moment - beat.time_unix_s <= FRESH_BEAT_S:
+        return None
+    try:
+        state = (
+            Path(f"/proc/{beat.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        )
+    except (OSError, IndexError):
+        return None
+    return None if state in "ZX" else beat.pid
 
 
 def boot_id() -> str | None:

@@ -133,6 +133,11 @@ def runs_dir(cli_value: str | Path | None = None) -> Path:
     return platformdirs.user_data_path("gpuworkbench", appauthor=False) / "runs"
 
 
+def name_to_type(paths: RunPaths) -> str:
+    """What a person types to name a run: its id where runs are looked for by default, else its path."""
+    return paths.run_id if paths.root.parent == runs_dir() else str(paths.root)
+
+
 def new_run_id(preset: str, now: datetime | None = None, token: str | None = None) -> str:
     """`<UTC yyyymmdd-hhmmss>-<preset>-<4 hex>`; characters of `preset` that do not belong in a name become `-`.
 

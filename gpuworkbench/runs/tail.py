@@ -14,6 +14,7 @@ from gpuworkbench.io.reading import read_regular_file, read_tail
 from gpuworkbench.text import safe_text
 
 TAIL_BYTES = 64 * 1024
+MAX_ATTEMPT = 999_999_998  # a damaged line may say anything; file names have nine digits
 WIDE_TAIL_BYTES = 2 * 1024 * 1024
 ATTEMPT_MARK = "=== attempt "  # begins the line that begins an attempt in trainer.log
 
@@ -66,7 +67,7 @@ def tail_events(path: Path, max_bytes: int = TAIL_BYTES) -> list[Glimpse]:
 def last_attempt(path: Path) -> int | None:
     """The number of the newest attempt in the log, None without events."""
     events = tail_events(path) or tail_events(path, WIDE_TAIL_BYTES)
-    return max((event.attempt for event in events), default=None)
+    return max((event.attempt for event in events if 0 < event.attempt <= MAX_ATTEMPT), default=None)
 
 
 def log_end(path: Path, max_lines: int = 20, max_bytes: int = 16 * 1024) -> tuple[str, ...]:

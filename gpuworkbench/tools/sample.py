@@ -50,7 +50,7 @@ def main(argument: str) -> int:
         reference = choose_checkpoint(paths, request.checkpoint)
         model = load_model(config, reference)
     except WorkbenchError as error:
-        print(error.line(), file=sys.stderr)
+        print(f"gpuworkbench: {error.line()}", file=sys.stderr)
         return error.exit_code
     prompt = config.sample.prompt if request.prompt is None else request.prompt
     emit({"prompt": prompt, "step": reference.step})
@@ -99,23 +99,27 @@ def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
     return model.eval()
 
 
+MAX_TOKENS_OF_A_CHARACTER = 4  # UTF-8 has at most four bytes for one
+
+
 def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, request: SampleRequest) -> Iterator[str]:
     """One piece a token; a piece is empty while a character's bytes are not complete."""
     prompt_ids = [int(token) for token in tokenizer.encode(prompt)]
     if not prompt_ids:
         prompt_ids = [tokenizer.eot_id if tokenizer.eot_id is not None else 0]
-    ids: list[int] = []
-    shown = ""
+    pending: list[int] = []  # tokens that end within a character
+    written = 0
     for token in generate(
         model, prompt_ids, request.tokens, temperature=request.temperature, top_k=request.top_k, seed=request.seed
     ):
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if text.endswith("\ufffd") and len(ids) < request.tokens:
+        pending.append(token)
+        written += 1
+        text = tokenizer.decode(pending)
+        if text.endswith("\ufffd") and len(pending) < MAX_TOKENS_OF_A_CHARACTER and written < request.tokens:
             yield ""
             continue
-        yield text[len(shown) :]
-        shown = text
+        yield text
+        pending.clear()
 
 
 def emit(value: dict[str, object]) -> None:

@@ -23,6 +23,7 @@ from gpuworkbench.io.atomic import TEMPORARY_PREFIX
 from gpuworkbench.runs.control import discard_commands_before
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.lock import RunLock
+from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.tail import ATTEMPT_MARK, last_attempt
 from gpuworkbench.training.controls import Signals
@@ -110,15 +111,22 @@ def _train(
 
         return Ending(*run_attempt(paths, events, heartbeat, signals, run_file))
     except WorkbenchError as error:
-        events.emit(Error, step=heartbeat.last_step, kind=error.kind, message=error.message, hint=error.hint)
+        step = _step_reached(paths, heartbeat)
+        events.emit(Error, step=step, kind=error.kind, message=error.message, hint=error.hint)
         _log(error.line())
-        return Ending(heartbeat.last_step, "failed", error.exit_code, error.line())
+        return Ending(step, "failed", error.exit_code, error.line())
     except Exception as error:  # noqa: BLE001 - the last line of defence: the run's log must say why it ended
         kind = "io" if isinstance(error, OSError) else "internal"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        events.emit(Error, step=heartbeat.last_step, kind=kind, message=reason, hint="the traceback is in trainer.log")
+        step = _step_reached(paths, heartbeat)
+        events.emit(Error, step=step, kind=kind, message=reason, hint="the traceback is in trainer.log")
         _log(traceback.format_exc())
-        return Ending(heartbeat.last_step, "failed", ExitCode.FAILED, reason)
+        return Ending(step, "failed", ExitCode.FAILED, reason)
+
+
+def _step_reached(paths: RunPaths, heartbeat: HeartbeatWriter) -> int:
+    """The step of the last progress; before any, that of the newest checkpoint."""
+    return heartbeat.last_step or next((reference.step for reference in list_checkpoints(paths)), 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
-from gpuworkbench.data import PreparedData, prepare
-from gpuworkbench.errors import DataError, DoesNotFitError, ExitCode, RunError
+from gpuworkbench.data import PreparedData, load_same_tokens
+from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.errors import CheckpointError, DataError, DoesNotFitError, ExitCode, RunError
 from gpuworkbench.events.schema import Error
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.create import newest_run_file, run_files
@@ -19,7 +21,7 @@ from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
-from gpuworkbench.training.live_changes import live_changes_at
+from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import save_checkpoint, train
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
@@ -43,22 +45,22 @@ def load_run_config(paths: RunPaths, name: str | None = None) -> tuple[RunConfig
     return build(parse_toml(text, str(path)), str(path)), RunFile(path, hashlib.sha256(text).hexdigest())
 
 
-def load_data(config: RunConfig) -> PreparedData:
-    """The run's tokens; refuses other tokens than the run began with. Raises DataError."""
-    data = prepare(config)
-    if config.data.sha256 is not None and data.sha256 != config.data.sha256:
-        raise DataError(
-            f"data.source = {config.data.source!r} gives other tokens than this run was made with "
-            f"({data.sha256[:12]} now, {config.data.sha256[:12]} then)",
-            "restore the data, or train on with --resume RUN --fork",
+def refuse_lost_checkpoints(paths: RunPaths) -> None:
+    """CheckpointError where the log acknowledges a checkpoint and none is there: training would begin anew, unasked."""
+    paths.checkpoints.mkdir(exist_ok=True)
+    step = acknowledged_step(paths.events)
+    if step is not None:
+        raise CheckpointError(
+            f"{paths.run_id}: step {step} was saved, and no checkpoint is left in {paths.checkpoints}",
+            "put it back, or start a new run",
         )
-    return data
 
 
 def keep_tokenizer(paths: RunPaths, data: PreparedData) -> None:
     """Put the tokenizer beside the weights, once: a later attempt needs no room for it. Raises RunError."""
-    if paths.tokenizer.is_dir() and any(paths.tokenizer.iterdir()):
-        return
+    with contextlib.suppress(OSError, DataError):
+        if load_tokenizer(paths.tokenizer).sha256 == data.tokenizer().sha256:
+            return
     try:
         paths.tokenizer.mkdir(exist_ok=True)
         data.tokenizer().save(paths.tokenizer)
@@ -83,18 +85,22 @@ def open_run(
     Raises ConfigError, DataError, RunError, CheckpointError, DoesNotFitError.
     """
     config, file = load_run_config(paths, run_file)
-    data = load_data(config)
+    data = load_same_tokens(config)
     keep_tokenizer(paths, data)
     try:
         run = build_run(paths, config, data, events, heartbeat)
         restored = run.checkpointer.restore()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DoesNotFitError(
-            f"weights and optimizer do not fit the card: {first_line(error)}", "choose a smaller preset or model"
+            f"weights and optimizer do not fit the {run_device(config)}: {first_line(error)}",
+            "choose a smaller preset or model",
         ) from None
-    changes = live_changes_at(paths.events, restored.step or 0)
+    if restored.step is None:
+        refuse_lost_checkpoints(paths)
     announce(run, file, restored)
-    keep_settings(run, changes)
+    keep_settings(run, live_changes_at(paths.events, restored.step or 0))
     run.controls = make_controls(run, signals)
     return run
 
@@ -128,13 +134,15 @@ def train_to_an_end(run: TrainingRun) -> tuple[str, ExitCode, str]:
         return "completed", ExitCode.OK, train(run)
     except StopRequested as stop:
         return "stopped", ExitCode.STOPPED, stop.reason
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         note_out_of_memory(run, error)
-        return "stopped", ExitCode.STOPPED, "out of CUDA memory"
+        return "stopped", ExitCode.STOPPED, f"out of memory: the {run_device(run.config)} is full"
 
 
-def note_out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> None:
-    """The card is full: record it; weights and optimizer are those of the last finished step."""
+def note_out_of_memory(run: TrainingRun, error: BaseException) -> None:
+    """Memory is full: record it; weights and optimizer are those of the last finished step."""
     run.optimizer.zero_grad(set_to_none=True)
     if run.progress.step == 0:
         run.optimizer.state.clear()  # its first step may have made the state of some parameters and not of others
@@ -151,7 +159,17 @@ def note_out_of_memory(run: TrainingRun, error: torch.OutOfMemoryError) -> None:
     )
 
 
-def first_line(error: Exception) -> str:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the card's or the host's memory was asked for more than it has."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def run_device(config: RunConfig) -> str:
+    """Where the run's memory is, in words."""
+    return "card" if config.device.kind == "cuda" else "host's memory"
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, which may be empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -163,7 +181,7 @@ def change_setting(run: TrainingRun, key: str, value: object) -> str:
     """
     old, new = note_setting(run, key, value)
     if settle(run):
-        save_checkpoint(run)
+        save_checkpoint(run, wait=True)  # the answer promises it
     return f"{key}: {old:g} -> {new:g}"
 
 
