@@ -82,7 +82,7 @@ def refuse_short_host(config: RunConfig, kind: str, directory: Path) -> None:
     here = {"host memory": probe_host().memory_total_bytes, "disk": disk_free_bytes(directory)}
     needed = {"host memory": estimated.host_bytes, "disk": estimated.disk_bytes}
     for what, limit in here.items():
-        if limit is not None and needed[what] > limit:
+        if limit and needed[what] > limit:  # no room at all is told by whoever makes the directory
             raise DoesNotFitError(
                 f"{config.label} is predicted to need {format_bytes(needed[what])} of {what}; "
                 f"here: {format_bytes(limit)}",
