@@ -26,18 +26,31 @@ LOG_LINES = 12
 
 
 class ForwardedSignals:
-    """SIGINT and SIGTERM of this process, meant for the trainer; before there is one they end this process."""
+    """SIGINT and SIGTERM of this process, meant for the trainer; those that come while it is spawned wait for it."""
 
     def __init__(self) -> None:
         self.n_asked = 0
-        self.trainer: TrainerProcess | None = None
+        self._trainer: TrainerProcess | None = None
+        self._waiting: list[signal.Signals] = []
+
+    @property
+    def trainer(self) -> TrainerProcess | None:
+        """Where the signals go."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: TrainerProcess) -> None:
+        self._trainer = trainer
+        while self._waiting:
+            trainer.pass_on(self._waiting.pop(0))
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The handler. Prints nothing: it may run in the middle of a print."""
-        if self.trainer is None:
-            raise KeyboardInterrupt
         self.n_asked += 1
-        self.trainer.pass_on(signal.Signals(number))
+        if self._trainer is None:
+            self._waiting.append(signal.Signals(number))
+        else:
+            self._trainer.pass_on(signal.Signals(number))
 
 
 @contextmanager

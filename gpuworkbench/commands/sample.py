@@ -68,8 +68,6 @@ def start_sampler(request: dict[str, object]) -> subprocess.Popen[bytes]:
             start_new_session=True,
             env=trainer_environment(),
         )
-    except UnicodeEncodeError:
-        raise UsageError("--prompt is not valid UTF-8", "give text in the terminal's encoding") from None
     except OSError as error:
         raise UsageError(f"the sampler cannot be started: {error.strerror or error}", "shorten --prompt") from None
 

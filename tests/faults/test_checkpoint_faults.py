@@ -15,6 +15,7 @@ import torch
 from gpuworkbench.io import Files
 from gpuworkbench.runs.manifest import list_checkpoints, verify_checkpoint
 from gpuworkbench.training import checkpoint as checkpoint_module
+from gpuworkbench.training.state import Part
 from tests.fixtures.faulty_files import FaultyFiles, PowerCut
 from tests.fixtures.small_state import SmallState, inline, reference_content
 
@@ -235,6 +236,34 @@ class Gate(Files):
     def write(self, fd: int, data: bytes | memoryview) -> int:
         assert self.is_open.wait(30)
         return super().write(fd, data)
+
+
+class Growing:
+    """A part whose values are changed in place."""
+
+    version = 1
+
+    def __init__(self) -> None:
+        self.history = [1]
+
+    def state(self) -> Part:
+        return Part(values={"history": self.history})
+
+    def load(self, part: Part) -> None:
+        self.history = part.values["history"]
+
+
+def test_values_are_copied_too(tmp_path: Path) -> None:
+    gate = Gate()
+    state = SmallState(tmp_path, gate)
+    state.parts["growing"] = growing = Growing()
+    state.checkpointer.save(1, best_step=None)
+    growing.history.append(2)
+    gate.is_open.set()
+    state.checkpointer.wait()
+    state.checkpointer.restore()
+    assert growing.history == [1]
+    state.close()
 
 
 def test_training_goes_on_while_a_snapshot_is_written(tmp_path: Path) -> None:

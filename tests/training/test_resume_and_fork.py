@@ -250,9 +250,11 @@ def test_changed_data_is_refused_at_a_resume_and_allowed_in_a_fork(
         paths = local.trained("data", {**CONSTANT, "train.max_steps": 7})
         corpus = local.workspace.corpus
         corpus.write_text(corpus.read_text().replace("small", "great"))
-        local.change(paths, {"train.max_steps": 9})
+        with pytest.raises(DataError, match="gives other tokens than this run was made with"):
+            local.change(paths, {"train.max_steps": 9})
+        assert run_files(paths) == [paths.run_toml]
         capsys.readouterr()
-        assert local.attempt(paths) == 2
+        assert local.attempt(paths) == 2, "nor does the trainer take them"
         _, line = capsys.readouterr().err.splitlines()
         assert "gives other tokens than this run was made with" in line
         assert "--fork" in line
