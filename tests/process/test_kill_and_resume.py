@@ -61,3 +61,21 @@ def test_stopped_and_extended_run_equals_one_of_that_length_with_a_constant_rate
     assert workspace.final_files("short", 40) == workspace.final_files("whole", 40)
     changed = [e for e in workspace.events("short") if e["type"] == "config_changed"]
     assert [(e["key"], e["old"], e["new"]) for e in changed] == [("train.max_steps", 23, 40)]
+
+
+def test_every_step_of_a_killed_run_has_the_rate_of_the_schedule_and_every_validation_happens_once(
+    tmp_path: Path,
+) -> None:
+    from gpuworkbench.config.schema import ScheduleConfig
+    from gpuworkbench.training.lr_schedule import lr_multiplier
+
+    workspace = Workspace(tmp_path)
+    start_and_kill(workspace, ["--preset", str(workspace.preset), "--run-id", "killed"], "killed", 24)
+    assert workspace.resume("killed").returncode == 0
+    schedule = ScheduleConfig(name="cosine", warmup_steps=4)
+    for event in workspace.events("killed"):
+        if event["type"] == "step":
+            assert event["lr"] == 0.01 * lr_multiplier(event["step"], schedule, 40)
+    from_step = next(e["from_step"] for e in workspace.events("killed") if e["type"] == "run_resumed")
+    later = [e["step"] for e in workspace.events("killed") if e["type"] == "eval" and e["attempt"] == 2]
+    assert later == [step for step in (10, 20, 30, 40) if step > from_step]

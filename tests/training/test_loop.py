@@ -326,3 +326,12 @@ def test_epochs_become_steps(local: LocalRuns) -> None:
 def test_the_heartbeat_knows_the_step(local: LocalRuns, whole: RunPaths) -> None:
     beat = msgspec.json.decode(whole.heartbeat.read_bytes())
     assert (beat["last_step"], beat["phase"]) == (40, "exited")
+
+
+def test_the_loss_scale_of_fp16_is_taken_out_before_clipping(local: LocalRuns) -> None:
+    norms = []
+    for precision in ("fp32", "fp16"):
+        paths = local.create(f"norm-{precision}", {"memory.precision": precision, "train.max_steps": 2})
+        assert local.attempt(paths) == 0
+        norms.append([event["grad_norm"] for event in local.events(paths, "step")])
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
