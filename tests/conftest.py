@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that; these tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if TYPE_CHECKING:
     from tests.fixtures.local_run import LocalRuns
 
