@@ -11,6 +11,7 @@ from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.documents import TextCorpus
 from gpuworkbench.data.encoding import Progress, encode_corpus, make_tokenizer
+from gpuworkbench.data.mask import mask_of, scan_mask
 from gpuworkbench.data.meta import FORMAT, Meta, Part
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
 from gpuworkbench.data.shards import map_shard, scan_shard
@@ -101,7 +102,17 @@ class Builder:
             for path in shards:
                 scan = scan_shard(path, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, on_tokens=count)
                 n_documents += scan.n_documents
-                scanned[split].append(whole_shard(str(path), path, scan.n_tokens, scan.sha256))
+                mask = mask_of(path) if mask_of(path).exists() else None
+                scanned[split].append(
+                    whole_shard(
+                        str(path),
+                        path,
+                        scan.n_tokens,
+                        scan.sha256,
+                        mask=str(mask) if mask else "",
+                        mask_sha256=scan_mask(mask, scan.n_tokens) if mask else "",
+                    )
+                )
         train, val = tuple(scanned["train"]), tuple(scanned["val"])
         if not val:
             train, val = _hold_out_tail(train, self._config.val_fraction)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gpuworkbench.data.encoding import Progress
+from gpuworkbench.data.mask import map_mask
 from gpuworkbench.data.meta import FILE_NAME, FORMAT, Meta, Part
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
 from gpuworkbench.data.shards import map_shard
@@ -51,8 +52,11 @@ def _is_intact(home: Path, part: Part) -> bool:
     tokens = map_shard(path)
     if path.stat().st_size != part.size_bytes or len(tokens) != part.n_tokens:
         return False
+    mask = map_mask(home / part.mask, part.n_tokens) if part.mask else None
     if os.path.isabs(part.path) or part.size_bytes > VERIFY_LIMIT_BYTES:
         return True  # shards in place: their sizes and times are in the directory's key
+    if mask is not None and hashlib.sha256(np.asarray(mask).data).hexdigest() != part.mask_sha256:
+        return False
     return hashlib.sha256(np.asarray(tokens).view(np.uint8).data).hexdigest() == part.sha256
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data.prepared import PreparedData
+from gpuworkbench.data.split import Split
 from gpuworkbench.errors import ConfigError, DataError
 
 
@@ -22,6 +23,18 @@ def check_fits(config: RunConfig, prepared: PreparedData) -> None:
             f"one sequence of train.seq_len + 1 needs {needed}",
             "use more text or a smaller train.seq_len",
         )
+
+
+def check_scored(config: RunConfig, prepared: PreparedData) -> None:
+    """DataError where an answer mask leaves nothing to learn from, or nothing to validate on."""
+    splits: tuple[Split, ...] = ("train", "val") if config.eval.interval_steps else ("train",)
+    for split in splits:
+        tokens = prepared.tokens(split)
+        if tokens.has_mask and tokens.count_scored() == 0:
+            raise DataError(
+                f"{prepared.description}: not one of the {len(tokens)} {split} tokens is scored: no answers there",
+                "give the data answers, or set data.loss_on=all",
+            )
 
 
 def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | None]:

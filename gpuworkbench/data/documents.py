@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,12 +22,24 @@ _SAFE_CUT = re.compile(r"(?<=\S\n)(?=[A-Za-z])")
 _BOM = "\ufeff"
 
 
+class Mark(NamedTuple):
+    """What one chunk is to the loss and to the token stream."""
+
+    scored: bool = True  # its tokens are targets
+    ends: bool = False  # an end-of-text token follows it, scored as the chunk is
+
+
 class Document(NamedTuple):
-    """One text. Documents of one `group` stay in one split: they share content."""
+    """One text. Documents of one `group` stay in one split: they share content.
+
+    With `marks`, one a chunk, only the marked chunks are scored, chunks are encoded each by itself, and the document
+    is never cut in two; the end-of-text token before it is not scored. Without, all of it is scored.
+    """
 
     group: str
     n_bytes: int  # of the whole text in UTF-8, as far as it is known beforehand
     chunks: Iterable[str]
+    marks: Sequence[Mark] | None = None
 
 
 class TextCorpus(Protocol):

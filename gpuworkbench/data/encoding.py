@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
 from gpuworkbench.data import bpe
-from gpuworkbench.data.documents import TextCorpus
+from gpuworkbench.data.documents import Mark, TextCorpus
 from gpuworkbench.data.split import Split, Splitter
 from gpuworkbench.data.split_writer import SplitWriter
 from gpuworkbench.data.tokenizer import ByteTokenizer, Ids, Tokenizer
@@ -91,6 +93,16 @@ def sample_text(corpus: TextCorpus, splitter: Splitter, limit_bytes: int = bpe.S
                     return
 
 
+class _Piece(NamedTuple):
+    split: Split
+    starts: bool  # a document, or the part of it that lies in this split
+    text: str
+    mark: Mark | None  # None: the document has none
+
+
+_PLAIN = Mark()
+
+
 def encode_corpus(
     corpus: TextCorpus,
     splitter: Splitter,
@@ -98,19 +110,22 @@ def encode_corpus(
     writers: dict[Split, SplitWriter],
     on_progress: Progress,
 ) -> int:
-    """Write every document, an end-of-text token before each (as in published shards). Returns their number."""
-    batch: list[tuple[Split, bool, str]] = []
+    """Write every document, an end-of-text token before each (as in published shards). Returns their number.
+
+    With marks, which tokens are scored goes into the splits' answer masks.
+    """
+    batch: list[_Piece] = []
     n_documents = batch_chars = done_chars = 0
     for document in corpus.documents():
         begun = False
         for split, chunks in splitter.pieces(document):
             starts = True
-            for chunk in chunks:
-                if not chunk:
+            for chunk, mark in zip(chunks, document.marks or repeat(None)):  # noqa: B905 - one side is endless
+                if not chunk and not (mark and mark.ends):
                     continue
                 n_documents += not begun
                 begun = True
-                batch.append((split, starts, chunk))
+                batch.append(_Piece(split, starts, chunk, mark))
                 starts = False
                 batch_chars += len(chunk)
                 if batch_chars >= _BATCH_CHARS:
@@ -122,15 +137,21 @@ def encode_corpus(
     return n_documents
 
 
-def _write_batch(batch: list[tuple[Split, bool, str]], tokenizer: Tokenizer, writers: dict[Split, SplitWriter]) -> None:
+def _write_batch(batch: list[_Piece], tokenizer: Tokenizer, writers: dict[Split, SplitWriter]) -> None:
     """Encode the batch, append it to its splits and empty it."""
     eot = np.array([tokenizer.eot_id], dtype=np.uint32)
-    pieces: dict[Split, list[Ids]] = {split: [] for split in writers}
-    for (split, starts, _), ids in zip(batch, tokenizer.encode_batch([text for *_, text in batch]), strict=True):
-        if starts:
-            pieces[split].append(eot)
-        pieces[split].append(ids)
-    for split, arrays in pieces.items():
-        if arrays:
-            writers[split].append(np.concatenate(arrays))
+    ids_of: dict[Split, list[Ids]] = {split: [] for split in writers}
+    scored_of: dict[Split, list[bool]] = {split: [] for split in writers}  # an entry for each array of ids
+    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
+        mark = piece.mark or _PLAIN
+        arrays = [(eot, piece.mark is None)] if piece.starts else []
+        arrays += [(ids, mark.scored)]
+        arrays += [(eot, mark.scored)] if mark.ends else []
+        for array, scored in arrays:
+            ids_of[piece.split].append(array)
+            scored_of[piece.split].append(scored)
+    for split, written in ids_of.items():
+        if written:
+            marks = None if all(scored_of[split]) else np.repeat(scored_of[split], [len(array) for array in written])
+            writers[split].append(np.concatenate(written), marks)
     batch.clear()

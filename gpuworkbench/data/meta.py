@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from gpuworkbench.data.mask import map_mask
 from gpuworkbench.data.shards import map_shard
 from gpuworkbench.data.split import SPLITS, Split
 from gpuworkbench.data.token_array import TokenArray
 from gpuworkbench.errors import DataError
 
-FORMAT = 1  # raised whenever the same configuration would give other tokens than before
+FORMAT = 2  # raised whenever the same configuration would give other tokens than before
 FILE_NAME = "meta.json"
 
 
@@ -25,6 +26,8 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     sha256: str  # of the whole shard's token bytes
     start: int
     stop: int
+    mask: str = ""  # the whole shard's answer mask, placed as `path` is; empty: every token is scored
+    mask_sha256: str = ""
 
 
 class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,6 +58,8 @@ class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         for split in SPLITS:
             for part in self.parts(split):
                 digest.update(f"\n{split} {part.sha256} {part.start} {part.stop}".encode())
+                if part.mask:
+                    digest.update(f" {part.mask_sha256}".encode())
         return digest.hexdigest()
 
     def sealed(self) -> Meta:
@@ -65,7 +70,7 @@ class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 def open_tokens(directory: Path, parts: tuple[Part, ...]) -> TokenArray:
     """The parts as one memory-mapped array. DataError when a shard changed since it was prepared."""
-    mapped = []
+    mapped, masks = [], []
     for part in parts:
         path = directory / part.path
         tokens = map_shard(path)
@@ -74,4 +79,6 @@ def open_tokens(directory: Path, parts: tuple[Part, ...]) -> TokenArray:
                 f"token shard {path} has {len(tokens)} tokens, {part.n_tokens} when it was prepared", "start again"
             )
         mapped.append(tokens[part.start : part.stop])
-    return TokenArray(mapped)
+        mask = map_mask(directory / part.mask, part.n_tokens) if part.mask else None
+        masks.append(None if mask is None else mask[part.start : part.stop])
+    return TokenArray(mapped, masks)

@@ -17,18 +17,23 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 
+NOT_SCORED = -100  # a target that the loss leaves out, as in torch
 _ROUNDS = 8
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # the finaliser of splitmix64 (Steele, Lea and Flood 2014)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 class Tokens(Protocol):
-    """What a batch is cut from."""
+    """What a batch is cut from. Targets that are not `scored` become NOT_SCORED."""
 
     def __len__(self) -> int: ...
 
     def slice(self, start: int, length: int) -> IntArray:
         """`length` tokens from `start` on, as int64."""
+        ...
+
+    def scored(self, start: int, length: int) -> npt.NDArray[np.bool_] | None:
+        """Which of them are scored as targets, None for all."""
         ...
 
 
@@ -138,4 +143,8 @@ def _cut(tokens: Tokens, starts: IntArray, seq_len: int) -> tuple[IntArray, IntA
     block = np.empty((len(starts), seq_len + 1), dtype=np.int64)
     for row, start in enumerate(starts.tolist()):
         block[row] = tokens.slice(start, seq_len + 1)
-    return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
+    x, y = block[:, :-1].copy(), block[:, 1:].copy()  # a single row would else be shared: y is written to below
+    for row, start in enumerate(starts.tolist()):
+        if (scored := tokens.scored(start + 1, seq_len)) is not None:
+            y[row][~scored] = NOT_SCORED
+    return x, y

@@ -8,7 +8,7 @@ from pathlib import Path
 from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.builder import Builder
-from gpuworkbench.data.checks import check_fits
+from gpuworkbench.data.checks import check_fits, check_scored
 from gpuworkbench.data.documents import fingerprint_of
 from gpuworkbench.data.encoding import Progress, check_tokenizer_name
 from gpuworkbench.data.location import cache_root
@@ -41,6 +41,7 @@ def prepare(
         except OSError as error:
             raise cache.cannot_write(home.parent, error) from error
     check_fits(config, prepared)
+    check_scored(config, prepared)
     return prepared
 
 

@@ -13,6 +13,7 @@ from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data.documents import TextCorpus, fingerprint_of
 from gpuworkbench.data.encoding import bpe_size
 from gpuworkbench.data.location import NAMED_SOURCES, OFFLINE_FLAGS, stat_path, unreadable
+from gpuworkbench.data.mask import mask_of
 from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.text_files import open_text
 from gpuworkbench.errors import DataError
@@ -58,11 +59,13 @@ class ShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """Paths, sizes and modification times."""
+        """Paths, sizes and modification times, of the answer masks beside them too."""
         parts = []
-        for path in (*self.train, *self.val):
-            info = stat_path(path)
-            parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}")
+        for shard in (*self.train, *self.val):
+            mask = mask_of(shard)
+            for path in (shard, mask) if mask.exists() else (shard,):
+                info = stat_path(path)
+                parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}")
         return fingerprint_of("shards", len(self.train), *parts)
 
 

@@ -22,24 +22,40 @@ class Splitter:
     val_fraction: float
     seed: int
     by_document: bool
+    val_groups: frozenset[str] | None = None  # where few documents are never cut in two: the held out ones
 
     def pieces(self, document: Document) -> Iterator[tuple[Split, Iterable[str]]]:
         """The document's chunks with the split they belong to; a text cut in two has two pieces."""
-        if self.by_document:
+        if self.by_document or document.marks is not None:
             yield self.of_group(document.group), document.chunks
         else:
             yield from _cut_tail(document, round(document.n_bytes * (1 - self.val_fraction)))
 
     def of_group(self, group: str) -> Split:
         """The split of all documents of a group."""
-        text = f"{self.seed}/{group}".encode("utf-8", "surrogateescape")
-        (word,) = struct.unpack("<Q", hashlib.blake2b(text, digest_size=8, person=b"split").digest())
-        return "val" if word < self.val_fraction * 2**64 else "train"
+        if self.val_groups is not None:
+            return "val" if group in self.val_groups else "train"
+        return "val" if _word_of(group, self.seed) < self.val_fraction * 2**64 else "train"
 
 
 def splitter_for(corpus: TextCorpus, val_fraction: float, seed: int) -> Splitter:
-    """By document if about 8 or more would be held out, else the end of every document is held out."""
-    return Splitter(val_fraction, seed, corpus.count_groups() * val_fraction >= _MIN_EXPECTED_VAL_DOCUMENTS)
+    """By document if about 8 or more would be held out, else the end of every document is held out.
+
+    Documents with marks (a conversation, a prompt with its answer) are always held out whole; of few, those with the
+    smallest hashes, so that their number is exact.
+    """
+    if corpus.count_groups() * val_fraction >= _MIN_EXPECTED_VAL_DOCUMENTS:
+        return Splitter(val_fraction, seed, by_document=True)
+    whole = sorted(document.group for document in corpus.documents() if document.marks is not None)
+    n_val = min(max(1, round(len(whole) * val_fraction)), len(whole) - 1) if whole else 0
+    held_out = sorted(whole, key=lambda group: _word_of(group, seed))[:n_val]
+    return Splitter(val_fraction, seed, by_document=False, val_groups=frozenset(held_out))
+
+
+def _word_of(group: str, seed: int) -> int:
+    text = f"{seed}/{group}".encode("utf-8", "surrogateescape")
+    (word,) = struct.unpack("<Q", hashlib.blake2b(text, digest_size=8, person=b"split").digest())
+    return int(word)
 
 
 def _cut_tail(document: Document, boundary: int) -> Iterator[tuple[Split, Iterable[str]]]:

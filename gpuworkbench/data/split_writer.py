@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gpuworkbench.data.mask import MaskWriter, mask_of
 from gpuworkbench.data.meta import Part
 from gpuworkbench.data.shards import ShardWriter, variant_for
 from gpuworkbench.data.split import Split
@@ -34,23 +35,34 @@ class SplitWriter:
         self._limit = max_shard_tokens
         self._parts: list[Part] = []
         self._shard: ShardWriter | None = None
+        self._mask: MaskWriter | None = None
 
     def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._shard is not None:
-            self._shard.close()
+        for writer in (self._shard, self._mask):
+            if writer is not None:
+                writer.close()
 
-    def append(self, tokens: npt.NDArray[np.integer]) -> None:
-        """Append ids (N,)."""
+    def append(self, tokens: npt.NDArray[np.integer], scored: npt.NDArray[np.bool_] | None = None) -> None:
+        """Append ids (N,) and which of them are scored (N,), None for all."""
+        scored = None if scored is None or scored.all() else scored
         while len(tokens):
             shard = self._shard or self._open()
             fitting = min(len(tokens), self._limit - shard.n_tokens)
+            self._append_mask(shard, fitting, None if scored is None else scored[:fitting])
             shard.append(tokens[:fitting])
-            tokens = tokens[fitting:]
+            tokens, scored = tokens[fitting:], None if scored is None else scored[fitting:]
             if shard.n_tokens == self._limit:
                 self._close_shard()
+
+    def _append_mask(self, shard: ShardWriter, count: int, scored: npt.NDArray[np.bool_] | None) -> None:
+        """A shard gets a mask with its first token that is not scored."""
+        if self._mask is None and scored is not None and not scored.all():
+            self._mask = MaskWriter(mask_of(shard.path), shard.n_tokens, self._files)
+        if self._mask is not None:
+            self._mask.append(np.ones(count, dtype=np.bool_) if scored is None else scored)
 
     def finish(self) -> tuple[Part, ...]:
         """Make the last shard durable; the parts written, none where no token came."""
@@ -65,17 +77,29 @@ class SplitWriter:
         return self._shard
 
     def _close_shard(self) -> None:
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            try:
-                digest = shard.finish()
-            except BaseException:
-                shard.close()
-                raise
-            self._parts.append(whole_shard(shard.path.name, shard.path, shard.n_tokens, digest))
+        if self._shard is None:
+            return
+        shard, mask = self._shard, self._mask
+        digest = shard.finish()
+        mask_name, mask_digest = (mask.path.name, mask.finish()) if mask is not None else ("", "")
+        self._shard = self._mask = None
+        self._parts.append(
+            whole_shard(shard.path.name, shard.path, shard.n_tokens, digest, mask=mask_name, mask_sha256=mask_digest)
+        )
 
 
-def whole_shard(stored_path: str, path: Path, n_tokens: int, sha256: str) -> Part:
+def whole_shard(
+    stored_path: str, path: Path, n_tokens: int, sha256: str, *, mask: str = "", mask_sha256: str = ""
+) -> Part:
     """All tokens of a shard as one part. Raises OSError."""
     size = path.stat().st_size
-    return Part(path=stored_path, size_bytes=size, n_tokens=n_tokens, sha256=sha256, start=0, stop=n_tokens)
+    return Part(
+        path=stored_path,
+        size_bytes=size,
+        n_tokens=n_tokens,
+        sha256=sha256,
+        start=0,
+        stop=n_tokens,
+        mask=mask,
+        mask_sha256=mask_sha256,
+    )

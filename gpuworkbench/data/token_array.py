@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,18 @@ import numpy.typing as npt
 class TokenArray:
     """Read-only tokens over memory-mapped parts. Nothing is read before it is asked for."""
 
-    def __init__(self, parts: Sequence[npt.NDArray[np.generic]]) -> None:
-        """`parts` are integer arrays (N_i,); they are read one after the other."""
-        self._parts = tuple(part for part in parts if len(part))
+    def __init__(
+        self,
+        parts: Sequence[npt.NDArray[np.generic]],
+        masks: Sequence[npt.NDArray[np.generic] | None] | None = None,
+    ) -> None:
+        """`parts` are integer arrays (N_i,), read one after the other; `masks` (N_i,) are 0 where a token is not
+        scored, None for a part that is scored as a whole."""
+        pairs = [(part, mask) for part, mask in zip(parts, masks or [None] * len(parts), strict=True) if len(part)]
+        if any(mask is not None and len(mask) != len(part) for part, mask in pairs):
+            raise ValueError("a mask has one entry a token")
+        self._parts = tuple(part for part, _ in pairs)
+        self._masks = tuple(mask for _, mask in pairs)
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -24,13 +33,44 @@ class TokenArray:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start}..{start + length} of {len(self)}")
         result = np.empty(length, dtype=np.int64)
+        for number, inside, filled, count in self._stretches(start, length):
+            result[filled : filled + count] = self._parts[number][inside : inside + count]
+        return result
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether any part has an answer mask."""
+        return any(mask is not None for mask in self._masks)
+
+    def scored(self, start: int, length: int) -> npt.NDArray[np.bool_] | None:
+        """Which of tokens [start, start + length) are scored as targets (length,); None where no part has a mask.
+
+        Raises IndexError outside of the array.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start}..{start + length} of {len(self)}")
+        if not self.has_mask:
+            return None
+        result = np.ones(length, dtype=np.bool_)
+        for number, inside, filled, count in self._stretches(start, length):
+            mask = self._masks[number]
+            if mask is not None:
+                result[filled : filled + count] = mask[inside : inside + count]
+        return result
+
+    def count_scored(self) -> int:
+        """How many tokens are scored as targets; reads every mask once."""
+        pairs = zip(self._parts, self._masks, strict=True)
+        return sum(len(part) if mask is None else int(np.count_nonzero(mask)) for part, mask in pairs)
+
+    def _stretches(self, start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+        """(part, first index inside of it, how much came before, count) of each part that the slice touches."""
         filled = 0
         number = int(np.searchsorted(self._ends, start, side="right"))
         while filled < length:
-            part = self._parts[number]
-            inside = start + filled - (int(self._ends[number]) - len(part))
-            piece = part[inside : inside + length - filled]
-            result[filled : filled + len(piece)] = piece
-            filled += len(piece)
+            size = len(self._parts[number])
+            inside = start + filled - (int(self._ends[number]) - size)
+            count = min(size - inside, length - filled)
+            yield number, inside, filled, count
+            filled += count
             number += 1
-        return result

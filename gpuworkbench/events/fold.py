@@ -83,7 +83,7 @@ class Fold:
         if self._steps:
             self._note_steps()
             self._extend("step", STEP_SERIES, self._steps)
-            losses = [event.loss for event in self._steps]
+            losses = [event.loss for event in self._steps if event.scored_tokens != 0]
             self.state.nonfinite_losses += losses.count(None)
             self._steps.clear()
             self._noted = 0

@@ -89,6 +89,7 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     micro_batch_index: Count
     grad_accum_steps: Count
     precision_switches: Count = 0
+    scored_tokens: Count | None = None  # what the loss is the mean of, where an answer mask leaves tokens out
 
 
 class Eval(Event, frozen=True, kw_only=True, tag="eval"):

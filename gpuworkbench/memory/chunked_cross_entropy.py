@@ -80,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if needs_weight:
                     # rows that are not scored drop out here, in R x C numbers, not in a pass over R x V
                     grad_w = _add_product(grad_w, grad.t(), x[rows] * scored[rows], weight.dtype)
-            count = scored.sum()
+            count = scored.sum().clamp_(min=1)  # nothing scored: loss and gradients are 0
             ctx.grad_x = (torch.cat(grads_x) * scored).to(hidden.dtype) if needs_hidden else None
             ctx.grad_w = grad_w
             ctx.save_for_backward(count)

@@ -36,6 +36,10 @@ def head_logits(hidden: Tensor, head_weight: Tensor, vocab_size: int) -> Tensor:
 
 
 def plain_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """Mean cross-entropy over the targets that are not IGNORE_INDEX, with all logits in memory at once."""
+    """Mean cross-entropy over the targets that are not IGNORE_INDEX, with all logits in memory at once.
+
+    Without a single such target it is 0, and so are its gradients.
+    """
     logits = linear(hidden, head_weight, padding_bias(head_weight, vocab_size))
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
+    mean = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX)
+    return torch.where((targets != IGNORE_INDEX).any(), mean, 0.0)

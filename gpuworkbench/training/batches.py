@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from gpuworkbench.data import TokenArray
 from gpuworkbench.data.order import SampleOrder, batch, validation_batch
+from gpuworkbench.models.head import IGNORE_INDEX
+
+
+class MicroBatch(NamedTuple):
+    """Inputs and targets (B, T) int64; where there is a mask, scored tokens and their share of the step's (scalars)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    scored: torch.Tensor | None = None
+    share: torch.Tensor | None = None  # None: 1 / grad_accum_steps
 
 
 class TrainBatches:
@@ -24,6 +35,22 @@ class TrainBatches:
         """Inputs and targets (B, T) int64 of the `batch_size` sequences from `position` on."""
         x, y = batch(self.tokens, self.order, position, self.batch_size)
         return to_device(x, self.device), to_device(y, self.device)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether tokens may not be scored, so that micro-batches weigh differently."""
+        return self.tokens.has_mask
+
+    def of_step(self, position: int, grad_accum_steps: int) -> Iterator[MicroBatch]:
+        """The micro-batches of the optimizer step that begins at `position`, weighted so that their sum is the mean
+        over all scored tokens of the step; shares stay on the device."""
+        batches = (self.at(position + number * self.batch_size) for number in range(grad_accum_steps))
+        if not self.has_mask:
+            return (MicroBatch(x, y) for x, y in batches)
+        held = list(batches)
+        counts = torch.stack([(y != IGNORE_INDEX).sum() for _, y in held])
+        shares = counts.double() / counts.sum().clamp(min=1)
+        return (MicroBatch(*xy, count, share) for xy, count, share in zip(held, counts, shares, strict=True))
 
 
 def validation_batches(

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 
 from gpuworkbench.config.schema import EarlyStoppingConfig
+from gpuworkbench.models.head import IGNORE_INDEX
 from gpuworkbench.training.state import Progress
 
 
 class Validation(NamedTuple):
-    """Token-weighted mean loss in nats over `tokens` target tokens."""
+    """Token-weighted mean loss in nats over `tokens` scored target tokens; NaN where there is none."""
 
     loss: float
     tokens: int
@@ -33,16 +34,17 @@ def evaluate(
     model.eval()
     try:
         total: torch.Tensor | None = None
-        tokens = 0
+        tokens: torch.Tensor | int = 0
         for x, y in batches:
+            scored = (y != IGNORE_INDEX).sum()
             # float64 sums: the order of a few thousand float32 additions would show in the last digits.
-            loss = forward(x, y).double() * y.numel()
+            loss = forward(x, y).double() * scored
             total = loss if total is None else total + loss
-            tokens += y.numel()
+            tokens = tokens + scored
         mean = math.nan if total is None else (total / tokens).item()
     finally:
         model.train(was_training)
-    return Validation(mean, tokens, time.perf_counter() - started)
+    return Validation(mean, int(tokens), time.perf_counter() - started)
 
 
 def note_validation(progress: Progress, loss: float, config: EarlyStoppingConfig) -> bool:

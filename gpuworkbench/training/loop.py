@@ -59,15 +59,15 @@ def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
     """One optimizer step, its counters and its telemetry; returns the first non-finite step that has come to light."""
     progress = run.progress
     lr = set_learning_rate(run, progress.step + 1)
-    loss, grad_norm = optimizer_step(run)
+    loss, grad_norm, scored = optimizer_step(run)
     progress.step += 1
     progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
     progress.tokens_seen += run.config.tokens_per_step
-    bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE))
+    bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE, scored))
     run.heartbeat.progress(progress.step)
     if progress.step % INDEX_INTERVAL_STEPS == 0:
         run.index.tick()
-    if bad is None and progress.step == 1:
+    if bad is None and progress.step == 1 and (scored is None or scored > 0):
         check_initial_loss(run, loss)
     return bad
 
@@ -90,15 +90,24 @@ def set_learning_rate(run: TrainingRun, step: int) -> float:
     return lr
 
 
-def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor]:
-    """Accumulate, clip, update. Returns the mean loss and the gradient norm before clipping, both on the device."""
+def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Accumulate, clip, update. Returns the mean loss, the gradient norm before clipping, and with an answer mask the
+    number of scored tokens, all on the device.
+
+    The loss is the mean over the step's scored tokens, however they fall on its micro-batches.
+    """
     accum = run.config.train.grad_accum_steps
     position = run.progress.sequences_seen + run.progress.skipped_sequences
     total: torch.Tensor | None = None
-    for micro_batch in range(accum):
-        x, y = run.train_batches.at(position + micro_batch * run.config.train.micro_batch_size)
-        loss = run.forward(x, y)
-        run.scaler.scale(loss / accum if accum > 1 else loss).backward()
+    scored: torch.Tensor | None = None
+    for batch in run.train_batches.of_step(position, accum):
+        loss = run.forward(batch.x, batch.y)
+        if batch.scored is None or batch.share is None:
+            run.scaler.scale(loss / accum if accum > 1 else loss).backward()
+        else:
+            loss = loss * batch.share.to(loss.dtype)
+            run.scaler.scale(loss).backward()
+            scored = batch.scored if scored is None else scored + batch.scored
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     run.scaler.unscale_(run.optimizer)
@@ -106,7 +115,7 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor]:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return total / accum, grad_norm
+    return total / accum if scored is None else total, grad_norm, scored
 
 
 def between_steps(run: TrainingRun) -> str | None:

@@ -32,6 +32,7 @@ class Pending(NamedTuple):
     lr: float
     tokens_seen: int
     phase: str
+    scored: torch.Tensor | None = None  # tokens the loss is the mean of, where an answer mask leaves some out
 
 
 class NonfiniteStep(NamedTuple):
@@ -90,12 +91,14 @@ class StepTelemetry:
         if not self._pending:
             return None
         scalars = torch.stack([torch.stack((p.loss.float(), p.grad_norm.float())) for p in self._pending]).tolist()
+        counts = [p.scored for p in self._pending if p.scored is not None]
+        scored = iter(torch.stack(counts).tolist() if counts else ())
         now = time.perf_counter()
         step_time_s = (now - self._window_started_s) / len(self._pending)
         self._window_started_s = now
         bad: NonfiniteStep | None = None
         for pending, (loss, grad_norm) in zip(self._pending, scalars, strict=True):
-            self._emit(pending, loss, grad_norm, step_time_s)
+            self._emit(pending, loss, grad_norm, step_time_s, None if pending.scored is None else next(scored))
             if bad is None and not math.isfinite(loss):
                 bad = NonfiniteStep(pending.step, "loss", loss)
             elif bad is None and not math.isfinite(grad_norm) and not self.scaler_skips_inf:
@@ -125,13 +128,17 @@ class StepTelemetry:
             limit_bytes=self.device.limit_bytes,
         )
 
-    def _emit(self, pending: Pending, loss: float, grad_norm: float, step_time_s: float) -> None:
+    def _emit(
+        self, pending: Pending, loss: float, grad_norm: float, step_time_s: float, scored_tokens: int | None
+    ) -> None:
+        has_loss = scored_tokens != 0  # a step that met no scored token has none
         self.events.emit(
             Step,
             step=pending.step,
             phase=pending.phase,
-            loss=loss,
-            perplexity=perplexity(loss) if math.isfinite(loss) else loss,
+            loss=loss if has_loss else None,
+            perplexity=(perplexity(loss) if math.isfinite(loss) else loss) if has_loss else None,
+            scored_tokens=scored_tokens,
             grad_norm=grad_norm,
             lr=pending.lr,
             tokens_seen=pending.tokens_seen,

@@ -38,7 +38,7 @@ def steps(run: TrainingRun, n: int) -> list[tuple[float, float]]:
     results = []
     for _ in range(n):
         set_learning_rate(run, run.progress.step + 1)
-        loss, norm = optimizer_step(run)
+        loss, norm, _ = optimizer_step(run)
         run.progress.step += 1
         run.progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
         results.append((float(loss), float(norm)))
