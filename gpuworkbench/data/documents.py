@@ -33,7 +33,7 @@ class Document(NamedTuple):
     """One text. Documents of one `group` stay in one split: they share content.
 
     With `marks`, one a chunk, only the marked chunks are scored, chunks are encoded each by itself, and the document
-    is never cut in two; the end-of-text token before it is not scored. Without, all of it is scored.
+    is never cut in two; the end-of-text token before it is scored as its first chunk is. Without, all of it is scored.
     """
 
     group: str

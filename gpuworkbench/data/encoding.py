@@ -144,7 +144,7 @@ def _write_batch(batch: list[_Piece], tokenizer: Tokenizer, writers: dict[Split,
     scored_of: dict[Split, list[bool]] = {split: [] for split in writers}  # an entry for each array of ids
     for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
         mark = piece.mark or _PLAIN
-        arrays = [(eot, piece.mark is None)] if piece.starts else []
+        arrays = [(eot, mark.scored)] if piece.starts else []
         arrays += [(ids, mark.scored)]
         arrays += [(eot, mark.scored)] if mark.ends else []
         for array, scored in arrays:
