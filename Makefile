@@ -59,7 +59,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,hf,data]'
 	@touch $@
 
 clean:

@@ -45,7 +45,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """What the model reads."""
 
     source: Annotated[
-        str, doc("stdlib, synthetic, fineweb10B, or a path: text file, JSONL file, folder, token shard .bin")
+        str,
+        doc("stdlib, synthetic, fineweb10B, or a path: text, .jsonl, .parquet or token shard .bin file, or a folder"),
     ] = "stdlib"
     tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
     seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=MAX_SEED)] = 0
@@ -54,6 +55,10 @@ class DataConfig(Section, frozen=True, kw_only=True):
         float,
         doc("share of the documents held out for validation, where the source has no split", gt=0.0, lt=0.5),
     ] = 0.05
+    loss_on: Annotated[
+        Literal["auto", "all", "answers"],
+        doc("tokens that are scored; auto: answers in conversations and after prompts, all of other text"),
+    ] = "auto"
     synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = 1_000_000
 
 

@@ -13,13 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gpuworkbench.data.location import open_regular, unreadable
+from gpuworkbench.data.compressed import READ_ERRORS, format_of, is_compressed, open_data
+from gpuworkbench.data.location import unreadable
 from gpuworkbench.errors import DataError
 
 CHUNK_CHARS = 256 * 1024
 _BINARY_PROBE_BYTES = 8 * 1024
 _SAFE_CUT = re.compile(r"(?<=\S\n)(?=[A-Za-z])")
 _BOM = "\ufeff"
+_REMEDIES = {
+    "gzip": "name it .gz (.txt.gz, .jsonl.gz)",
+    "parquet": "name it .parquet",
+    "zip": "unpack it first",
+}
 
 
 class Mark(NamedTuple):
@@ -102,20 +108,24 @@ def chunked(text: str) -> Iterator[str]:
 
 def file_chunks(path: Path) -> Iterator[str]:
     """A UTF-8 file as chunks. DataError names the offset of the first byte that is not UTF-8; a BOM is dropped."""
-    with open_regular(path) as stream:
+    with open_data(path) as stream:
         decoder = codecs.getincrementaldecoder("utf-8")()
         carry, consumed = "", 0
         while True:
             try:
                 block = stream.read(CHUNK_CHARS)
-            except OSError as error:
+            except READ_ERRORS as error:
                 raise unreadable(path, error) from error
             if consumed == 0 and (nul := looks_binary(block)) is not None:
-                raise DataError(f"{path} looks binary (NUL byte at offset {nul})", "data must be UTF-8 text")
+                raise looks_like(path, block) or DataError(
+                    f"{path} looks binary (NUL byte at offset {nul})", "data must be UTF-8 text"
+                )
             pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
+                if consumed == 0 and (other := looks_like(path, block)) is not None:
+                    raise other from error
                 offset = consumed - pending + error.start
                 raise not_utf8(path, offset) from error
             if consumed == 0:
@@ -132,8 +142,18 @@ def file_chunks(path: Path) -> Iterator[str]:
 
 
 def not_utf8(path: Path, offset: int) -> DataError:
-    """The error for a byte that is not UTF-8."""
-    return DataError(f"{path} is not UTF-8 at byte offset {offset}", "convert it, for example with iconv -t utf-8")
+    """The error for a byte that is not UTF-8; the offset counts decompressed bytes."""
+    within = " of its decompressed content" if is_compressed(path) else ""
+    return DataError(
+        f"{path} is not UTF-8 at byte offset {offset}{within}", "convert it, for example with iconv -t utf-8"
+    )
+
+
+def looks_like(path: Path, head: bytes) -> DataError | None:
+    """The error for a file that is a known format under another name, None for anything else."""
+    if (name := format_of(head)) is None:
+        return None
+    return DataError(f"{path} looks like a {name} file", _REMEDIES.get(name, f"decompress it first ({name})"))
 
 
 def _cut_before(text: str, start: int, limit: int) -> int:

@@ -74,6 +74,10 @@ Source = TextSource | SyntheticSource | ShardSource
 
 def resolve_source(config: DataConfig, root: Path) -> Source:
     """Find the source, looking at names and sizes only. `root` is the cache folder. DataError if it is not there."""
+    if config.loss_on == "answers" and config.source in ("stdlib", "synthetic"):
+        raise DataError(
+            f"data.source = {config.source} has no answers, and data.loss_on is answers", "set data.loss_on=auto"
+        )
     if config.source == "stdlib":
         return TextSource(open_stdlib())
     if config.source == "synthetic":

@@ -1,30 +1,25 @@
-"""The user's own text as a corpus: a UTF-8 file, a JSONL file, or a folder of both."""
+"""The user's own data as a corpus: a UTF-8 text, JSONL or parquet file, or a folder of all three."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import msgspec
-
-from gpuworkbench.data.documents import Document, chunked, file_chunks, fingerprint_of, looks_binary, not_utf8
+from gpuworkbench.data import parquet
+from gpuworkbench.data.compressed import decompressed_bytes, estimated_bytes, name_within, read_head
+from gpuworkbench.data.documents import Document, file_chunks, fingerprint_of, looks_binary
+from gpuworkbench.data.jsonl import count_lines, jsonl_documents
 from gpuworkbench.data.location import kind_of, open_regular, stat_path, unreadable
+from gpuworkbench.data.records import LossOn
 from gpuworkbench.errors import DataError
 
-_MAX_LINE_BYTES = 256 * 1024 * 1024
-_BOM = b"\xef\xbb\xbf"
-
-
-class _Record(msgspec.Struct):
-    text: str
-
-
-_RECORD_DECODER = msgspec.json.Decoder(_Record)
+_PROBE_BYTES = 8 * 1024
+Kind = Literal["text", "jsonl", "parquet"]
 
 
 class _Entry(NamedTuple):
@@ -32,18 +27,26 @@ class _Entry(NamedTuple):
     name: str  # relative to the folder: the document's group
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int  # cannot be set back: an edit that keeps size and modification time shows here
+
+    @classmethod
+    def of(cls, path: Path, name: str, info: os.stat_result) -> _Entry:
+        return cls(path, name, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
     @property
-    def is_jsonl(self) -> bool:
-        return self.path.suffix.lower() in (".jsonl", ".ndjson")
+    def kind(self) -> Kind:
+        if self.path.suffix.lower() == parquet.SUFFIX:
+            return "parquet"
+        return "jsonl" if name_within(self.path).endswith((".jsonl", ".ndjson")) else "text"
 
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """One or several files; JSONL files give a document a line, all others are one document."""
+    """One or several files; JSONL and parquet files give a document a record, all others are one document."""
 
     root: Path
     entries: tuple[_Entry, ...]
+    loss_on: LossOn = "auto"
     warnings: tuple[str, ...] = ()
 
     @property
@@ -54,39 +57,61 @@ class FileCorpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Paths, sizes and modification times: a file that was touched is read again."""
-        parts = (f"{entry.name}\n{entry.size_bytes}\n{entry.mtime_ns}" for entry in self.entries)
-        return fingerprint_of("files", self.root, *parts)
+        """Paths, sizes and times: a file that was touched is read again."""
+        parts = (f"{e.name}\n{e.size_bytes}\n{e.mtime_ns}\n{e.ctime_ns}" for e in self.entries)
+        return fingerprint_of("files", self.root, self.loss_on, *parts)
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
-        """Bytes on disk."""
-        return sum(entry.size_bytes for entry in self.entries)
+        """About the size of the text."""
+        return sum(
+            parquet.text_bytes(entry.path) if entry.kind == "parquet" else estimated_bytes(entry.path, entry.size_bytes)
+            for entry in self.entries
+        )
 
     def count_groups(self) -> int:
-        """Files, with every JSONL line counted."""
-        return sum(_count_lines(entry.path) if entry.is_jsonl else 1 for entry in self.entries)
+        """Files, with every line of JSONL and every row of parquet counted."""
+        count: dict[Kind, Callable[[Path], int]] = {
+            "text": lambda path: 1,
+            "jsonl": count_lines,
+            "parquet": parquet.count_rows,
+        }
+        return sum(count[entry.kind](entry.path) for entry in self.entries)
 
     def documents(self) -> Iterator[Document]:
-        """Every file, or every line of a JSONL file, in sorted order."""
+        """Every text file, every record of a JSONL or parquet file, files in sorted order."""
         for entry in self.entries:
-            if entry.is_jsonl:
-                yield from _jsonl_documents(entry)
-            else:
-                yield Document(entry.name, entry.size_bytes, file_chunks(entry.path))
+            match entry.kind:
+                case "jsonl":
+                    yield from jsonl_documents(entry.path, entry.name, self.loss_on)
+                case "parquet":
+                    yield from parquet.parquet_documents(entry.path, entry.name, self.loss_on)
+                case _:
+                    yield self._text_document(entry)
+
+    def _text_document(self, entry: _Entry) -> Document:
+        if self.loss_on == "answers":
+            raise DataError(
+                f"{entry.path} is plain text without answers, and data.loss_on is answers",
+                "set data.loss_on=auto, or leave the file out",
+            )
+        return Document(entry.name, decompressed_bytes(entry.path, entry.size_bytes), file_chunks(entry.path))
 
 
-def open_file(path: Path) -> FileCorpus:
-    """A corpus of one text or JSONL file. Raises DataError for an empty file."""
+def open_file(path: Path, loss_on: LossOn = "auto") -> FileCorpus:
+    """A corpus of one text, JSONL or parquet file. Raises DataError for an empty file."""
     with open_regular(path) as stream:
         info = os.fstat(stream.fileno())
     if info.st_size == 0:
         raise DataError(f"{path} is empty", "data.source needs text")
-    return FileCorpus(path, (_Entry(path, path.name, info.st_size, info.st_mtime_ns),))
+    return FileCorpus(path, (_Entry.of(path, path.name, info),), loss_on)
 
 
-def open_folder(folder: Path) -> FileCorpus:
-    """A corpus of all text files under `folder`, sorted; hidden, binary, empty and special files are left out."""
+def open_folder(folder: Path, loss_on: LossOn = "auto") -> FileCorpus:
+    """A corpus of all text, JSONL and parquet files under `folder`, sorted.
+
+    Hidden, binary, empty and special files are left out.
+    """
     entries: list[_Entry] = []
     skipped: dict[str, int] = {}
     for path in _walk(folder):
@@ -98,9 +123,11 @@ def open_folder(folder: Path) -> FileCorpus:
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not entries:
         found = f" (left out: {left_out})" if left_out else ""
-        raise DataError(f"folder {folder} holds no text files{found}", "data.source needs UTF-8 text, JSONL or shards")
+        raise DataError(
+            f"folder {folder} holds no text files{found}", "data.source needs text, JSONL, parquet or shards"
+        )
     warnings = (f"{folder}: left out {left_out}",) if left_out else ()
-    return FileCorpus(folder, tuple(entries), warnings)
+    return FileCorpus(folder, tuple(entries), loss_on, warnings)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -130,42 +157,13 @@ def _look_at(path: Path, folder: Path) -> _Entry | str:
         return f"that are {kind_of(info.st_mode)}"
     if info.st_size == 0:
         return "empty file(s)"
-    with open_regular(path) as stream:
-        if looks_binary(stream.read(8 * 1024)) is not None:
-            return "binary-looking file(s)"
-    return _Entry(path, str(path.relative_to(folder)), info.st_size, info.st_mtime_ns)
+    entry = _Entry.of(path, str(path.relative_to(folder)), info)
+    if entry.kind == "text" and looks_binary(read_head(path, _PROBE_BYTES)) is not None:
+        return "binary-looking file(s)"
+    return entry
 
 
-def _count_lines(path: Path) -> int:
-    with open_regular(path) as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) + 1
-
-
-def _jsonl_documents(entry: _Entry) -> Iterator[Document]:
-    """The `text` of every line that is not blank. DataError names file and line number (from 1)."""
-    consumed = 0
-    with open_regular(entry.path) as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_BYTES), b""), start=1):
-            if line.strip():
-                text = _text_of(entry.path, number, line, consumed)
-                yield Document(f"{entry.name}:{number}", len(text.encode()), chunked(text))
-            consumed += len(line)
-
-
-def _text_of(path: Path, number: int, line: bytes, line_offset: int) -> str:
-    if len(line) >= _MAX_LINE_BYTES:
-        raise DataError(f"{path} line {number} is longer than {_MAX_LINE_BYTES} bytes")
-    try:
-        line.decode("utf-8")
-        return _RECORD_DECODER.decode(line.removeprefix(_BOM) if number == 1 else line).text
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, line_offset + error.start) from error
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        reason = str(error).removesuffix(" - at `$`")
-        hint = 'each line must be a JSON object with a string "text"'
-        raise DataError(f"{path} line {number}: {reason}", hint) from error
-
-
-def open_text(path: Path) -> FileCorpus:
+def open_text(path: Path, loss_on: LossOn = "auto") -> FileCorpus:
     """The corpus at a user's path: a file or a folder. DataError for anything else."""
-    return open_folder(path) if stat.S_ISDIR(stat_path(path).st_mode) else open_file(path)
+    is_folder = stat.S_ISDIR(stat_path(path).st_mode)
+    return open_folder(path, loss_on) if is_folder else open_file(path, loss_on)
