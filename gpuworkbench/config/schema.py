@@ -48,7 +48,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         doc("stdlib, synthetic, fineweb10B, or a path: text, .jsonl, .parquet or token shard .bin file, or a folder"),
     ] = "stdlib"
-    tokenizer: Annotated[str, doc("byte, bpe-N (trained on the corpus), or a tiktoken name such as gpt2")] = "bpe-8192"
+    tokenizer: Annotated[
+        str, doc("byte, bpe-N (trained on the corpus), a tiktoken name such as gpt2, or ids (shards without text)")
+    ] = "bpe-8192"
     seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=MAX_SEED)] = 0
     sha256: Annotated[str, doc("identity of the prepared tokens (stored, never set by hand)")] | None = None
     val_fraction: Annotated[
@@ -59,6 +61,17 @@ class DataConfig(Section, frozen=True, kw_only=True):
         Literal["auto", "all", "answers"],
         doc("tokens that are scored; auto: answers in conversations and after prompts, all of other text"),
     ] = "auto"
+    bin_vocab_size: (
+        Annotated[
+            int,
+            doc(
+                "tokens in the vocabulary of .bin files: allows ones without a header (nanoGPT's) and tokenizer ids",
+                ge=2,
+                le=2**24,
+            ),
+        ]
+        | None
+    ) = None
     synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = 1_000_000
 
 

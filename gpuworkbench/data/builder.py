@@ -11,10 +11,10 @@ from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.documents import TextCorpus
 from gpuworkbench.data.encoding import Progress, encode_corpus, make_tokenizer
-from gpuworkbench.data.mask import mask_of, scan_mask
+from gpuworkbench.data.mask import scan_mask
 from gpuworkbench.data.meta import FORMAT, Meta, Part
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
-from gpuworkbench.data.shards import map_shard, scan_shard
+from gpuworkbench.data.shards import TokenCheck, map_shard, scan_shard
 from gpuworkbench.data.sources import ShardSource, Source, SyntheticSource, TextSource, resolve_source
 from gpuworkbench.data.split import SPLITS, Split, splitter_for
 from gpuworkbench.data.split_writer import SplitWriter, whole_shard
@@ -72,7 +72,7 @@ class Builder:
     def _generate(self, directory: Path, source: SyntheticSource) -> Meta:
         config, text = self._config, source.vocabulary_text
         splitter = splitter_for(text, config.val_fraction, config.seed) if text is not None else None
-        tokenizer, warnings = make_tokenizer(config.tokenizer, text, splitter, self._report)
+        tokenizer, warnings = make_tokenizer(config.tokenizer, text, splitter, self._report, config.bin_vocab_size)
         n_train = source.n_tokens - max(1, round(source.n_tokens * config.val_fraction))
         done = 0
         with self._writer(directory, "train", tokenizer) as train, self._writer(directory, "val", tokenizer) as val:
@@ -88,8 +88,12 @@ class Builder:
 
     def _scan(self, directory: Path, source: ShardSource) -> Meta:
         paths: dict[Split, tuple[Path, ...]] = {"train": source.train, "val": source.val}
-        counts = {path: len(map_shard(path)) for path in (*source.train, *source.val)}  # every header first: quick
-        tokenizer, warnings = make_tokenizer(self._config.tokenizer, None, None, self._report)
+        counts = {
+            path: len(map_shard(path, source.raw_dtype)) for path in (*source.train, *source.val)
+        }  # every header first: quick
+        vocab_size = self._config.bin_vocab_size
+        tokenizer, warnings = make_tokenizer(self._config.tokenizer, None, None, self._report, vocab_size)
+        check = TokenCheck.of(tokenizer, vocab_size, source.raw_dtype)
         total, done, n_documents = sum(counts.values()), 0, 0
 
         def count(n_tokens: int) -> None:
@@ -100,9 +104,9 @@ class Builder:
         scanned: dict[Split, list[Part]] = {"train": [], "val": []}
         for split, shards in paths.items():
             for path in shards:
-                scan = scan_shard(path, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id, on_tokens=count)
+                scan = scan_shard(path, check, on_tokens=count)
                 n_documents += scan.n_documents
-                mask = mask_of(path) if mask_of(path).exists() else None
+                mask = source.mask(path)
                 scanned[split].append(
                     whole_shard(
                         str(path),
@@ -111,6 +115,7 @@ class Builder:
                         scan.sha256,
                         mask=str(mask) if mask else "",
                         mask_sha256=scan_mask(mask, scan.n_tokens) if mask else "",
+                        raw_dtype=source.raw_dtype,
                     )
                 )
         train, val = tuple(scanned["train"]), tuple(scanned["val"])

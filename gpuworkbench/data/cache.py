@@ -49,7 +49,7 @@ def find(home: Path) -> PreparedData | None:
 
 def _is_intact(home: Path, part: Part) -> bool:
     path = home / part.path
-    tokens = map_shard(path)
+    tokens = map_shard(path, part.raw_dtype)
     if path.stat().st_size != part.size_bytes or len(tokens) != part.n_tokens:
         return False
     mask = map_mask(home / part.mask, part.n_tokens) if part.mask else None

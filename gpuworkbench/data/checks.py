@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.data.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.prepared import PreparedData
 from gpuworkbench.data.split import Split
 from gpuworkbench.errors import ConfigError, DataError
@@ -16,6 +17,8 @@ def check_fits(config: RunConfig, prepared: PreparedData) -> None:
             f"model.vocab_size is {wanted}, the tokenizer {prepared.tokenizer_name!r} has {prepared.vocab_size} tokens",
             "set model.vocab_size to 0 (the tokenizer's) or to at least that many",
         )
+    if prepared.tokenizer_name == IDS and config.sample.interval_steps:
+        prepared.tokenizer().encode(config.sample.prompt)  # now, not at the first sample
     needed = config.train_seq_len + 1
     if prepared.n_train_tokens < needed:
         raise DataError(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpuworkbench.data import bpe
+from gpuworkbench.data import bpe, ids_tokenizer
 from gpuworkbench.data.documents import Mark, TextCorpus
 from gpuworkbench.data.split import Split, Splitter
 from gpuworkbench.data.split_writer import SplitWriter
@@ -41,9 +41,9 @@ def check_tokenizer_name(name: str) -> None:
     """DataError with the choices for a name that is none of them."""
     from gpuworkbench.data.tiktoken_names import encoding_names
 
-    if name == "byte" or bpe_size(name) is not None:
+    if name in ("byte", ids_tokenizer.NAME) or bpe_size(name) is not None:
         return
-    choices = ["byte", "bpe-8192", *encoding_names()]
+    choices = ["byte", "bpe-8192", ids_tokenizer.NAME, *encoding_names()]
     if name not in choices:
         close = nearest(name, choices)
         suggestion = f"did you mean {close!r}? " if close else ""
@@ -53,11 +53,19 @@ def check_tokenizer_name(name: str) -> None:
 
 
 def make_tokenizer(
-    name: str, corpus: TextCorpus | None, splitter: Splitter | None, on_progress: Progress
+    name: str,
+    corpus: TextCorpus | None,
+    splitter: Splitter | None,
+    on_progress: Progress,
+    bin_vocab_size: int | None = None,
 ) -> tuple[Tokenizer, tuple[str, ...]]:
     """The tokenizer of that name and warnings about it. `bpe-N` is trained on the corpus' training split."""
     if name == "byte":
         return ByteTokenizer(), ()
+    if name == ids_tokenizer.NAME:
+        if corpus is not None or bin_vocab_size is None:
+            raise DataError("data.tokenizer = ids is for token shards, not for text", "bpe-8192 is a good start")
+        return ids_tokenizer.IdsTokenizer(bin_vocab_size), ("data.tokenizer = ids: prompts and samples are token ids",)
     size = bpe_size(name)
     if size is None:
         from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
@@ -67,7 +75,7 @@ def make_tokenizer(
     if corpus is None or splitter is None:
         raise DataError(
             f"data.tokenizer = {name!r} cannot be trained on token shards",
-            "set data.tokenizer to the one the shards were made with, for example gpt2",
+            "set data.tokenizer to the one the shards were made with, for example gpt2, or to ids",
         )
     on_progress(f"training {name} on a sample of the text", None)
     trained = bpe.train_bpe(sample_text(corpus, splitter), size)

@@ -28,6 +28,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     stop: int
     mask: str = ""  # the whole shard's answer mask, placed as `path` is; empty: every token is scored
     mask_sha256: str = ""
+    raw_dtype: str = ""  # of a shard that has no header
 
 
 class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,7 +74,7 @@ def open_tokens(directory: Path, parts: tuple[Part, ...]) -> TokenArray:
     mapped, masks = [], []
     for part in parts:
         path = directory / part.path
-        tokens = map_shard(path)
+        tokens = map_shard(path, part.raw_dtype)
         if len(tokens) != part.n_tokens:
             raise DataError(
                 f"token shard {path} has {len(tokens)} tokens, {part.n_tokens} when it was prepared", "start again"

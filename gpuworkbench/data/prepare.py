@@ -14,7 +14,7 @@ from gpuworkbench.data.encoding import Progress, check_tokenizer_name
 from gpuworkbench.data.location import cache_root
 from gpuworkbench.data.meta import FORMAT
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.sources import Source, resolve_source
+from gpuworkbench.data.sources import Source, resolve_source, with_vocabulary
 from gpuworkbench.io import REAL_FILES, Files
 
 
@@ -30,14 +30,15 @@ def prepare(
     report = on_progress or (lambda message, fraction: None)
     root = cache_root(cache_dir)
     check_tokenizer_name(config.data.tokenizer)
-    source = resolve_source(config.data, root)
-    home = Path(os.path.abspath(root)) / "data" / _key(config.data, source)
+    data = with_vocabulary(config)
+    source = resolve_source(data, root)
+    home = Path(os.path.abspath(root)) / "data" / _key(data, source)
     prepared = cache.find(home)
     if prepared is None:
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
             with cache.exclusive(home.with_suffix(".lock"), report):
-                prepared = cache.find(home) or Builder(config.data, root, files, report).build(home, source)
+                prepared = cache.find(home) or Builder(data, root, files, report).build(home, source)
         except OSError as error:
             raise cache.cannot_write(home.parent, error) from error
     check_fits(config, prepared)

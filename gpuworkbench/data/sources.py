@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import platformdirs
 
-from gpuworkbench.config.schema import DataConfig
+from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.data.documents import TextCorpus, fingerprint_of
 from gpuworkbench.data.encoding import bpe_size
+from gpuworkbench.data.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.location import NAMED_SOURCES, OFFLINE_FLAGS, stat_path, unreadable
 from gpuworkbench.data.mask import mask_of
+from gpuworkbench.data.records import LossOn
+from gpuworkbench.data.shards import raw_dtype_for
 from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.text_files import open_text
 from gpuworkbench.errors import DataError
@@ -41,35 +45,74 @@ class SyntheticSource:
 
     n_tokens: int
     vocabulary_text: TextCorpus | None
+    bin_vocab_size: int | None = None
 
     @property
     def fingerprint(self) -> str:
         """Its length, and the text the vocabulary comes from."""
         text = self.vocabulary_text.fingerprint if self.vocabulary_text is not None else ""
-        return fingerprint_of("synthetic", self.n_tokens, text)
+        return fingerprint_of("synthetic", self.n_tokens, text, self.bin_vocab_size)
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """Token shards, used where they lie. Without validation shards the end of the last one is held out."""
+    """Token shards, used where they lie. Without validation shards the end of the last one is held out.
+
+    `bin_vocab_size` allows files without a header; answer masks lie beside their shards.
+    """
 
     name: str
     train: tuple[Path, ...]
     val: tuple[Path, ...]
+    loss_on: LossOn = "auto"
+    bin_vocab_size: int | None = None
+
+    @property
+    def raw_dtype(self) -> str:
+        """The type of tokens in files without a header, empty where they are refused."""
+        return "" if self.bin_vocab_size is None else raw_dtype_for(self.bin_vocab_size)
+
+    def mask(self, shard: Path) -> Path | None:
+        """The answer mask of a shard, where there is one that counts. DataError where one is needed."""
+        mask = mask_of(shard)
+        if self.loss_on != "all" and os.path.lexists(mask):
+            return mask
+        if self.loss_on == "answers":
+            raise DataError(
+                f"token shard {shard} has no answer mask {mask.name} beside it, and data.loss_on is answers",
+                "set data.loss_on=auto",
+            )
+        return None
 
     @property
     def fingerprint(self) -> str:
-        """Paths, sizes and modification times, of the answer masks beside them too."""
+        """Paths, sizes and times, of the answer masks beside them too, and how they are read."""
         parts = []
         for shard in (*self.train, *self.val):
-            mask = mask_of(shard)
-            for path in (shard, mask) if mask.exists() else (shard,):
+            mask = self.mask(shard)
+            for path in (shard,) if mask is None else (shard, mask):
                 info = stat_path(path)
-                parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}")
-        return fingerprint_of("shards", len(self.train), *parts)
+                parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}\n{info.st_ctime_ns}")
+        return fingerprint_of("shards", len(self.train), self.loss_on, self.bin_vocab_size, *parts)
 
 
 Source = TextSource | SyntheticSource | ShardSource
+
+
+def with_vocabulary(config: RunConfig) -> DataConfig:
+    """The data section; with data.tokenizer = ids, the vocabulary size is the model's where none is given.
+
+    Raises DataError where there is neither.
+    """
+    data = config.data
+    if data.tokenizer != IDS or data.bin_vocab_size is not None:
+        return data
+    if not config.model.vocab_size:
+        raise DataError(
+            "data.tokenizer = ids does not say how many tokens its vocabulary has",
+            "set data.bin_vocab_size, for example --set data.bin_vocab_size=128256",
+        )
+    return msgspec.structs.replace(data, bin_vocab_size=config.model.vocab_size)
 
 
 def resolve_source(config: DataConfig, root: Path) -> Source:
@@ -82,13 +125,17 @@ def resolve_source(config: DataConfig, root: Path) -> Source:
         return TextSource(open_stdlib())
     if config.source == "synthetic":
         text = open_stdlib() if bpe_size(config.tokenizer) is not None else None
-        return SyntheticSource(config.synthetic_tokens, text)
+        return SyntheticSource(config.synthetic_tokens, text, config.bin_vocab_size)
     if config.source == FINEWEB:
         return _find_fineweb(config, root)
-    return _from_path(config.source)
+    source = _from_path(config)
+    if isinstance(source, ShardSource):
+        source = replace(source, loss_on=config.loss_on, bin_vocab_size=config.bin_vocab_size)
+    return source
 
 
-def _from_path(source: str) -> Source:
+def _from_path(config: DataConfig) -> Source:
+    source = config.source
     if not source:
         raise DataError("data.source is empty", f"choices: {', '.join(NAMED_SOURCES)}, or a path")
     path = Path(source).expanduser()
@@ -101,8 +148,15 @@ def _from_path(source: str) -> Source:
         )
     path = Path(os.path.abspath(path))
     if not stat.S_ISDIR(stat_path(path).st_mode):
-        return ShardSource(str(path), (path,), ()) if path.suffix == ".bin" else TextSource(open_text(path))
-    return shards_in(path) or TextSource(open_text(path))
+        return _one_shard(path) if path.suffix == ".bin" else TextSource(open_text(path, config.loss_on))
+    return shards_in(path) or TextSource(open_text(path, config.loss_on))
+
+
+def _one_shard(path: Path) -> ShardSource:
+    """A shard named `*train*` brings the one of the same name with `val` that lies beside it."""
+    val = path.with_name(path.name.replace("train", "val"))
+    has_val = val != path and os.path.lexists(val)
+    return ShardSource(str(path), (path,), (val,) if has_val else ())
 
 
 def shards_in(folder: Path) -> ShardSource | None:

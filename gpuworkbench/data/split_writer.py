@@ -89,7 +89,14 @@ class SplitWriter:
 
 
 def whole_shard(
-    stored_path: str, path: Path, n_tokens: int, sha256: str, *, mask: str = "", mask_sha256: str = ""
+    stored_path: str,
+    path: Path,
+    n_tokens: int,
+    sha256: str,
+    *,
+    mask: str = "",
+    mask_sha256: str = "",
+    raw_dtype: str = "",
 ) -> Part:
     """All tokens of a shard as one part. Raises OSError."""
     size = path.stat().st_size
@@ -102,4 +109,5 @@ def whole_shard(
         stop=n_tokens,
         mask=mask,
         mask_sha256=mask_sha256,
+        raw_dtype=raw_dtype,
     )

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuworkbench.data.documents import chunked
+from gpuworkbench.data.ids_tokenizer import IdsTokenizer
 from gpuworkbench.data.location import open_regular
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
@@ -67,7 +68,7 @@ class TokenizerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What is stored. For BPE, `tokens` holds each id's bytes in base64, empty for an id without any."""
 
     format: Literal["gpuworkbench-tokenizer-1"] = "gpuworkbench-tokenizer-1"
-    kind: Literal["byte", "bpe"]
+    kind: Literal["byte", "bpe", "ids"]
     name: str
     vocab_size: int
     eot_id: int
@@ -210,5 +211,7 @@ def _restore(stored: TokenizerFile) -> Tokenizer:
         return ByteTokenizer()
     if not 0 < stored.vocab_size <= 2**24:
         raise ValueError(f"vocab_size is {stored.vocab_size}")
+    if stored.kind == "ids":
+        return IdsTokenizer(stored.vocab_size)
     tokens = [base64.b64decode(token, validate=True) for token in stored.tokens]
     return BpeTokenizer(stored.name, tokens, eot_id=stored.eot_id, vocab_size=stored.vocab_size, pattern=stored.pattern)

@@ -29,7 +29,7 @@ def with_known_vocabulary(config: RunConfig) -> RunConfig | None:
     """The config with `model.vocab_size` filled in where the tokenizer decides it; None where nobody knows yet."""
     if config.model.vocab_size:
         return config
-    size = promised_vocab_size(config.data.tokenizer)
+    size = config.data.bin_vocab_size if config.data.tokenizer == "ids" else promised_vocab_size(config.data.tokenizer)
     if size is None:
         return None
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, vocab_size=size))

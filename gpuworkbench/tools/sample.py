@@ -49,13 +49,14 @@ def main(argument: str) -> int:
         tokenizer = load_tokenizer(paths.tokenizer)
         reference = choose_checkpoint(paths, request.checkpoint)
         model = load_model(config, reference)
+        prompt = config.sample.prompt if request.prompt is None else request.prompt
+        prompt_ids = [int(token) for token in tokenizer.encode(prompt)]
     except WorkbenchError as error:
         print(f"gpuworkbench: {error.line()}", file=sys.stderr)
         return error.exit_code
-    prompt = config.sample.prompt if request.prompt is None else request.prompt
     emit({"prompt": prompt, "step": reference.step})
     n_tokens = 0
-    for piece in stream_text(model, tokenizer, prompt, request):
+    for piece in stream_text(model, tokenizer, prompt_ids, request):
         n_tokens += 1
         if piece:
             emit({"text": piece})
@@ -102,9 +103,10 @@ def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
 MAX_TOKENS_OF_A_CHARACTER = 4  # UTF-8 has at most four bytes for one
 
 
-def stream_text(model: LanguageModel, tokenizer: Tokenizer, prompt: str, request: SampleRequest) -> Iterator[str]:
+def stream_text(
+    model: LanguageModel, tokenizer: Tokenizer, prompt_ids: list[int], request: SampleRequest
+) -> Iterator[str]:
     """One piece a token; a piece is empty while a character's bytes are not complete."""
-    prompt_ids = [int(token) for token in tokenizer.encode(prompt)]
     if not prompt_ids:
         prompt_ids = [tokenizer.eot_id if tokenizer.eot_id is not None else 0]
     pending: list[int] = []  # tokens that end within a character

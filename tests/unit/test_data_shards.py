@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import prepare
-from gpuworkbench.data.shards import HEADER_BYTES, UINT16, UINT32, ShardWriter, map_shard, scan_shard
+from gpuworkbench.data.shards import HEADER_BYTES, UINT16, UINT32, ShardWriter, TokenCheck, map_shard, scan_shard
 from gpuworkbench.data.split_writer import SplitWriter
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
@@ -46,7 +46,7 @@ def test_scan_finds_count_documents_and_hash(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a.bin", UINT16) as writer:
         writer.append(np.array([256, 5, 6, 256, 7]))
         digest = writer.finish()
-    scan = scan_shard(tmp_path / "a.bin", vocab_size=257, eot_id=256)
+    scan = scan_shard(tmp_path / "a.bin", TokenCheck(257, "", eot_id=256))
     assert (scan.n_tokens, scan.n_documents, scan.sha256) == (5, 2, digest)
 
 
@@ -63,7 +63,9 @@ def test_scan_finds_count_documents_and_hash(tmp_path: Path) -> None:
         (shard_bytes([1, 2], count=-5), ["-5"]),
         (shard_bytes([], count=0), ["0 tokens"]),
         (shard_bytes([1, 2])[:-1], ["1027", "1028"]),
-        (np.arange(3000, dtype="<u2").tobytes(), ["magic 65536", "20240520"]),
+        (np.arange(3000, dtype="<u2").tobytes(), ["magic 65536", "20240520", "data.bin_vocab_size", "no header"]),
+        (np.frombuffer(shard_bytes([1, 2]), "<i4").byteswap().tobytes(), ["big-endian", "20240520"]),
+        (np.frombuffer(shard_bytes([1], magic=20240801, version=7), "<i4").byteswap().tobytes(), ["20240801"]),
     ],
 )
 def test_wrong_shard_is_refused_with_both_numbers(content: bytes, numbers: list[str], tmp_path: Path) -> None:
