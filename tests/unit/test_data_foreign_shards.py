@@ -113,7 +113,7 @@ def test_a_vocabulary_that_is_not_here_takes_the_models_size(tmp_path: Path) -> 
     assert data.vocab_size == LLAMA_3_VOCABULARY
     assert tokens_of(data)[:4] == tokens[:4]
     assert any("token ids" in warning for warning in data.warnings)
-    with pytest.raises(DataError, match=r"does not say how many .* data\.bin_vocab_size"):
+    with pytest.raises(DataError, match="does not say how many tokens"):
         prepared(path, "ids")
     with pytest.raises(DataError, match="token 128000 at position 0"):
         prepare(data_config(path, "ids", vocab_size=128_000), cache_dir=tmp_path / "cache")
