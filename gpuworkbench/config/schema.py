@@ -73,6 +73,18 @@ class DataConfig(Section, frozen=True, kw_only=True):
         | None
     ) = None
     synthetic_tokens: Annotated[int, doc("tokens the synthetic source generates", ge=1_000, le=10**9)] = 1_000_000
+    documents: Annotated[
+        Literal["file", "paragraph", "line"],
+        doc("what a document is in a text file; a JSONL or parquet record always is one"),
+    ] = "file"
+    clean: Annotated[
+        bool, doc("make line ends newlines and no-break spaces spaces; remove control characters and soft hyphens")
+    ] = False
+    normalize: Annotated[Literal["none", "nfc", "nfkc"], doc("Unicode normalisation of the text")] = "none"
+    min_chars: Annotated[
+        int, doc("documents with fewer characters, without the white space around them, are dropped", ge=0, le=10**9)
+    ] = 0
+    dedup: Annotated[bool, doc("drop documents whose cleaned text was there before; 16 bytes of memory each")] = False
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):

@@ -10,31 +10,47 @@ import msgspec
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.documents import TextCorpus
-from gpuworkbench.data.encoding import Progress, encode_corpus, make_tokenizer
+from gpuworkbench.data.encoding import Progress, bpe_size, make_tokenizer, vocabulary_warnings
 from gpuworkbench.data.mask import scan_mask
 from gpuworkbench.data.meta import FORMAT, Meta, Part
+from gpuworkbench.data.partial import Journal, StaleProgressError
+from gpuworkbench.data.pipeline import Pace, encode_corpus
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
 from gpuworkbench.data.shards import TokenCheck, map_shard, scan_shard
+from gpuworkbench.data.sieve import CleanCorpus, Sifted
 from gpuworkbench.data.sources import ShardSource, Source, SyntheticSource, TextSource, resolve_source
-from gpuworkbench.data.split import SPLITS, Split, splitter_for
+from gpuworkbench.data.split import SPLITS, Split, Splitter, splitter_for
 from gpuworkbench.data.split_writer import SplitWriter, whole_shard
 from gpuworkbench.data.synthetic import ENTROPY_RATE_NATS, synthetic_blocks
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 
 
 class Builder:
-    """Makes one prepared directory."""
+    """Makes one prepared directory. `key` names what was asked for."""
 
-    def __init__(self, config: DataConfig, root: Path, files: Files, report: Progress) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        root: Path,
+        key: str,
+        files: Files,
+        report: Progress,
+        *,
+        workers: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self._config = config
         self._root = root
+        self._key = key
         self._files = files
         self._report = report
+        self._workers = workers
+        self._pace = pace or Pace()
 
-    def build(self, home: Path, source: Source) -> PreparedData:
-        """Encode, generate or scan; then commit. DataError if the source changed meanwhile."""
+    def build(self, home: Path, source: Source, *, replaces_damaged: bool = True) -> PreparedData:
+        """Encode, generate or scan; then commit. DataError if the source changed meanwhile. Raises OSError."""
 
         def fill(directory: Path) -> Meta:
             match source:
@@ -48,26 +64,70 @@ class Builder:
                 raise DataError(f"data.source = {self._config.source!r} changed while it was read", "start again")
             return meta
 
-        return cache.build(home, fill, self._files)
+        return cache.build(home, fill, self._report, self._files, replaces_damaged=replaces_damaged)
 
     def _encode_text(self, directory: Path, corpus: TextCorpus) -> Meta:
-        splitter = splitter_for(corpus, self._config.val_fraction, self._config.seed)
-        tokenizer, warnings = make_tokenizer(self._config.tokenizer, corpus, splitter, self._report)
+        journal = Journal(directory, self._files)
+        try:
+            return self._encode_after(journal, corpus)
+        except StaleProgressError as reason:
+            self._report(f"starting again: {reason}", None)
+            journal.start_over()
+            return self._encode_after(journal, corpus)
+
+    def _encode_after(self, journal: Journal, raw: TextCorpus) -> Meta:
+        """Encode all that the journal does not say is encoded."""
+        config, directory = self._config, journal.directory
+        splitter = splitter_for(CleanCorpus(raw, config, scratch=directory), config.val_fraction, config.seed)
+        is_cut = config.clean or config.normalize != "none" or config.documents != "file"
+        corpus = CleanCorpus(raw, config, scratch=directory, exact_sizes=is_cut and not splitter.by_document)
+        tokenizer, warnings = self._tokenizer_for(journal, corpus, splitter)
         self._report(f"encoding with {tokenizer.name}", 0.0)
         with self._writer(directory, "train", tokenizer) as train, self._writer(directory, "val", tokenizer) as val:
             writers: dict[Split, SplitWriter] = {"train": train, "val": val}
-            n_documents = encode_corpus(corpus, splitter, tokenizer, writers, self._report)
+            if journal.saved is not None and not all(
+                writers[split].restore(state) for split, state in journal.saved.splits.items()
+            ):
+                raise StaleProgressError("what an interrupted preparation left is damaged")
+            n_documents = encode_corpus(
+                corpus,
+                splitter,
+                tokenizer,
+                writers,
+                self._report,
+                workers=self._workers,
+                journal=journal,
+                pace=self._pace,
+            )
+            if not n_documents:
+                raise DataError(f"{raw.description} holds no text{_all_dropped(corpus.report)}")
             parts: dict[Split, tuple[Part, ...]] = {split: writers[split].finish() for split in SPLITS}
-        if not n_documents:
-            raise DataError(f"{corpus.description} holds no text")
         return self._meta(
             directory,
             tokenizer,
             parts,
-            description=corpus.description,
+            description=raw.description,
             n_documents=n_documents,
-            warnings=corpus.warnings + warnings,
+            warnings=raw.warnings + warnings,
+            sifted=corpus.report,
         )
+
+    def _tokenizer_for(
+        self, journal: Journal, corpus: TextCorpus, splitter: Splitter
+    ) -> tuple[Tokenizer, tuple[str, ...]]:
+        """The tokenizer, and warnings about it; that of an interrupted preparation is not trained again."""
+        if journal.saved is None:
+            journal.start_over()
+            tokenizer, warnings = make_tokenizer(self._config.tokenizer, corpus, splitter, self._report)
+            self._save_tokenizer(journal.directory, tokenizer)
+            return tokenizer, warnings
+        try:
+            tokenizer = load_tokenizer(journal.directory / TOKENIZER_FOLDER)
+        except DataError as error:
+            raise StaleProgressError("its tokenizer is damaged") from error
+        if tokenizer.sha256 != journal.saved.tokenizer_sha256:
+            raise StaleProgressError("its tokenizer is another one")
+        return tokenizer, vocabulary_warnings(self._config.tokenizer, tokenizer)
 
     def _generate(self, directory: Path, source: SyntheticSource) -> Meta:
         config, text = self._config, source.vocabulary_text
@@ -88,13 +148,10 @@ class Builder:
 
     def _scan(self, directory: Path, source: ShardSource) -> Meta:
         paths: dict[Split, tuple[Path, ...]] = {"train": source.train, "val": source.val}
-        counts = {
-            path: len(map_shard(path, source.raw_dtype)) for path in (*source.train, *source.val)
-        }  # every header first: quick
-        vocab_size = self._config.bin_vocab_size
-        tokenizer, warnings = make_tokenizer(self._config.tokenizer, None, None, self._report, vocab_size)
-        check = TokenCheck.of(tokenizer, vocab_size, source.raw_dtype)
-        total, done, n_documents = sum(counts.values()), 0, 0
+        lengths = (len(map_shard(path, source.raw_dtype)) for path in (*source.train, *source.val))
+        total, done, n_documents = sum(lengths), 0, 0  # every header first: quick
+        tokenizer, warnings = self._shards_tokenizer(source)
+        check = TokenCheck.of(tokenizer, source.bin_vocab_size, source.raw_dtype)
 
         def count(n_tokens: int) -> None:
             nonlocal done
@@ -130,6 +187,19 @@ class Builder:
             warnings=warnings,
         )
 
+    def _shards_tokenizer(self, source: ShardSource) -> tuple[Tokenizer, tuple[str, ...]]:
+        """The one that lies beside prepared shards, where it is the one asked for; else the one asked for."""
+        folder, name = source.train[0].parent / TOKENIZER_FOLDER, self._config.tokenizer
+        beside = load_tokenizer(folder) if folder.is_dir() else None
+        if beside is not None and beside.name == name:
+            return beside, ()
+        if beside is not None and bpe_size(name) is not None:
+            raise _other_tokenizer(source, beside, f"data.tokenizer is {name!r}")
+        tokenizer, warnings = make_tokenizer(name, None, None, self._report, source.bin_vocab_size)
+        if beside is not None and beside.sha256 != tokenizer.sha256:
+            raise _other_tokenizer(source, beside, f"data.tokenizer is {name!r} ({tokenizer.sha256[:12]})")
+        return tokenizer, warnings
+
     def _writer(self, directory: Path, split: Split, tokenizer: Tokenizer) -> SplitWriter:
         return SplitWriter(directory, split, tokenizer.vocab_size, self._files)
 
@@ -142,11 +212,11 @@ class Builder:
         description: str,
         n_documents: int | None,
         warnings: tuple[str, ...],
+        sifted: Sifted | None = None,
     ) -> Meta:
-        """Save the tokenizer beside the tokens and describe both."""
-        folder = directory / TOKENIZER_FOLDER
-        self._files.mkdir(folder)
-        tokenizer.save(folder, self._files)
+        """Save the tokenizer beside the tokens, if it is not there yet, and describe both."""
+        if not (directory / TOKENIZER_FOLDER).exists():
+            self._save_tokenizer(directory, tokenizer)
         return Meta(
             format=FORMAT,
             description=description,
@@ -157,7 +227,21 @@ class Builder:
             warnings=warnings,
             train=tuple(parts["train"]),
             val=tuple(parts["val"]),
+            key=self._key,
+            sifted=sifted,
         )
+
+    def _save_tokenizer(self, directory: Path, tokenizer: Tokenizer) -> None:
+        folder = directory / TOKENIZER_FOLDER
+        self._files.mkdir(folder)
+        tokenizer.save(folder, self._files)
+
+
+def _all_dropped(report: Sifted | None) -> str:
+    if report is None or not report.dropped:
+        return ""
+    counts = ", ".join(f"{dropped.documents} {reason}" for reason, dropped in report.dropped.items())
+    return f" that is kept (dropped: {counts})"
 
 
 def _hold_out_tail(train: Sequence[Part], val_fraction: float) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -168,3 +252,10 @@ def _hold_out_tail(train: Sequence[Part], val_fraction: float) -> tuple[tuple[Pa
     cut = last.n_tokens - held
     kept = msgspec.structs.replace(last, stop=cut)
     return (*earlier, kept), (msgspec.structs.replace(last, start=cut),)
+
+
+def _other_tokenizer(source: ShardSource, beside: Tokenizer, asked_for: str) -> DataError:
+    return DataError(
+        f"the shards at {source.name} were made with the tokenizer {beside.name!r} ({beside.sha256[:12]}), {asked_for}",
+        f"set data.tokenizer={beside.name}",
+    )

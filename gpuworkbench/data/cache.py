@@ -1,35 +1,35 @@
 """Prepared directories in the user's cache: found whole or not at all, built by one process at a time.
 
-A directory is built under a temporary name and renamed, so a reader never sees a part of one. The lock only saves
-work: without it two processes would do the same twice, and both results would be right.
+A directory is built in a working folder (see `partial`) and renamed, so a reader never sees a part of one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from gpuworkbench.data import partial
 from gpuworkbench.data.encoding import Progress
 from gpuworkbench.data.mask import map_mask
 from gpuworkbench.data.meta import FILE_NAME, FORMAT, Meta, Part
+from gpuworkbench.data.partial import is_resumable, working_folder
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
 from gpuworkbench.data.shards import map_shard
 from gpuworkbench.data.tokenizer import load_tokenizer
 from gpuworkbench.errors import DataError
-from gpuworkbench.io import REAL_FILES, Files, atomic_write_json, commit_directory
-from gpuworkbench.io.atomic import TEMPORARY_PREFIX, discard_directory, temporary_path
+from gpuworkbench.io import REAL_FILES, Files, atomic_write_json, commit_directory, discard_directory, discard_leftovers
+from gpuworkbench.io.atomic import TEMPORARY_PREFIX, temporary_path
 
 VERIFY_LIMIT_BYTES = 256 * 1024 * 1024  # larger files are checked by size and header only
 _STALE_S = 24 * 3600.0
-_LOCK_WAIT_S = 1800.0
+_STALE_PARTIAL_S = 14 * 24 * 3600.0
 
 
 def find(home: Path) -> PreparedData | None:
@@ -60,82 +60,69 @@ def _is_intact(home: Path, part: Part) -> bool:
     return hashlib.sha256(np.asarray(tokens).view(np.uint8).data).hexdigest() == part.sha256
 
 
-def build(home: Path, fill: Callable[[Path], Meta], files: Files = REAL_FILES) -> PreparedData:
-    """Let `fill` write shards and tokenizer into a temporary directory, add meta.json, and commit it as `home`.
+def build(
+    home: Path,
+    fill: Callable[[Path], Meta],
+    on_progress: Progress,
+    files: Files = REAL_FILES,
+    *,
+    replaces_damaged: bool = True,
+) -> PreparedData:
+    """Let `fill` write shards and tokenizer into a working folder, add meta.json, and commit it as `home`.
 
-    Raises DataError when the cache cannot be written; nothing half-made is left under `home`.
+    What an interruption or a full disk leaves is kept where `fill` can go on with it. Anything at `home` that is not
+    what is wanted goes, with `replaces_damaged`; else only an empty folder does. Raises OSError.
     """
-    temporary = temporary_path(home)
-    try:
-        _sweep(home.parent, files)
-        if temporary.exists():
-            discard_directory(temporary, files)
-        files.mkdir(temporary)
-        meta = fill(temporary).sealed()
-        atomic_write_json(temporary / FILE_NAME, meta, files)
-        return _commit(temporary, home, meta, files)
-    except OSError as error:
-        raise cannot_write(home.parent, error) from error
-    finally:
-        if temporary.exists():
-            discard_directory(temporary, files)
+    with working_folder(home, on_progress, files) as folder:
+        is_kept = False
+        try:
+            if (theirs := find(home)) is not None:  # made while this process waited
+                return theirs
+            discard_leftovers(folder, files)
+            meta = fill(folder).sealed()
+            atomic_write_json(folder / FILE_NAME, meta, files)
+            return _commit(folder, home, meta, files, replaces_damaged)
+        except DataError:
+            raise
+        except BaseException:
+            is_kept = is_resumable(folder)
+            raise
+        finally:
+            if not is_kept and folder.exists():
+                discard_directory(folder, files)
 
 
-def _commit(temporary: Path, home: Path, meta: Meta, files: Files) -> PreparedData:
-    if home.exists():
-        if (theirs := find(home)) is not None:
-            return theirs
-        damaged = temporary.with_name(f"{temporary.name}-damaged")
+def _commit(folder: Path, home: Path, meta: Meta, files: Files, replaces_damaged: bool) -> PreparedData:
+    if replaces_damaged and home.exists():  # damaged, or it would have been found
+        damaged = temporary_path(home.with_name(f"{home.name}-damaged"))
         files.rename(home, damaged)
         discard_directory(damaged, files)
     try:
-        commit_directory(temporary, home, files)
+        commit_directory(folder, home, files)
     except OSError:
         if (theirs := find(home)) is None:
             raise
         return theirs
+    with suppress(OSError):
+        files.unlink(home / partial.FILE_NAME)
     return PreparedData.from_meta(home, meta)
 
 
-def cannot_write(folder: Path, error: OSError) -> DataError:
-    """The one-line form of a failure to write the cache."""
+def cannot_write(folder: Path, error: OSError, *, is_cache: bool = True) -> DataError:
+    """The one-line form of a failure to write prepared data."""
+    what, other = ("the data cache at ", "set GPUWORKBENCH_CACHE_DIR to") if is_cache else ("", "name with --out")
     return DataError(
-        f"cannot write the data cache at {folder}: {error.strerror or error}",
-        "free space there, or set GPUWORKBENCH_CACHE_DIR to another folder",
+        f"cannot write {what}{folder}: {error.strerror or error}", f"free space there, or {other} another folder"
     )
 
 
-@contextmanager
-def exclusive(lock: Path, on_progress: Progress) -> Iterator[None]:
-    """Hold `lock` while preparing; wait for another process (or thread) that does. Goes on without where it cannot."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        _wait_for(fd, on_progress)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _wait_for(fd: int, on_progress: Progress) -> None:
-    deadline, told = time.monotonic() + _LOCK_WAIT_S, False
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if not told:
-                on_progress("waiting for another process that prepares the same data", None)
-                told = True
-            time.sleep(0.05)
-        except OSError:
-            return  # a file system without locks
-
-
-def _sweep(folder: Path, files: Files) -> None:
+def sweep(folder: Path, files: Files) -> None:
     """Remove what killed preparations left behind long ago."""
+    ages = {TEMPORARY_PREFIX: _STALE_S, partial.PREFIX: _STALE_PARTIAL_S}
     for entry in os.scandir(folder):
-        if not (entry.name.startswith(TEMPORARY_PREFIX) and entry.is_dir(follow_symlinks=False)):
+        limit_s = next((age for prefix, age in ages.items() if entry.name.startswith(prefix)), None)
+        if limit_s is None or not entry.is_dir(follow_symlinks=False):
             continue
         with suppress(FileNotFoundError):  # another process sweeps too
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime > limit_s:
                 discard_directory(Path(entry.path), files)

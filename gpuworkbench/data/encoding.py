@@ -1,26 +1,20 @@
-"""From documents to token shards: choose the tokenizer, sample text for a BPE, encode in batches."""
+"""Which tokenizer: the one `data.tokenizer` names, or one trained on a sample of the text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import repeat
-from typing import NamedTuple
-
-import numpy as np
 
 from gpuworkbench.data import bpe, ids_tokenizer
-from gpuworkbench.data.documents import Mark, TextCorpus
-from gpuworkbench.data.split import Split, Splitter
-from gpuworkbench.data.split_writer import SplitWriter
-from gpuworkbench.data.tokenizer import ByteTokenizer, Ids, Tokenizer
+from gpuworkbench.data.documents import TextCorpus
+from gpuworkbench.data.split import Splitter
+from gpuworkbench.data.tokenizer import ByteTokenizer, Tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
 
 Progress = Callable[[str, float | None], None]
 
 _BPE_NAME = re.compile(r"bpe-(\d{1,9})")
-_BATCH_CHARS = 4 * 1024 * 1024
 
 
 def bpe_size(name: str) -> int | None:
@@ -63,8 +57,13 @@ def make_tokenizer(
     if name == "byte":
         return ByteTokenizer(), ()
     if name == ids_tokenizer.NAME:
-        if corpus is not None or bin_vocab_size is None:
+        if corpus is not None:
             raise DataError("data.tokenizer = ids is for token shards, not for text", "bpe-8192 is a good start")
+        if bin_vocab_size is None:
+            raise DataError(
+                "data.tokenizer = ids does not say how many tokens its vocabulary has",
+                "set data.bin_vocab_size, for example --set data.bin_vocab_size=128256",
+            )
         return ids_tokenizer.IdsTokenizer(bin_vocab_size), ("data.tokenizer = ids: prompts and samples are token ids",)
     size = bpe_size(name)
     if size is None:
@@ -79,9 +78,15 @@ def make_tokenizer(
         )
     on_progress(f"training {name} on a sample of the text", None)
     trained = bpe.train_bpe(sample_text(corpus, splitter), size)
-    if trained.vocab_size == size:
-        return trained, ()
-    return trained, (f"{name}: the text is too small for {size} tokens, the vocabulary has {trained.vocab_size}",)
+    return trained, vocabulary_warnings(name, trained)
+
+
+def vocabulary_warnings(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """A line where the text gave a `bpe-N` of fewer than N tokens."""
+    size = bpe_size(name)
+    if size is None or tokenizer.vocab_size == size:
+        return ()
+    return (f"{name}: the text is too small for {size} tokens, the vocabulary has {tokenizer.vocab_size}",)
 
 
 def sample_text(corpus: TextCorpus, splitter: Splitter, limit_bytes: int = bpe.SAMPLE_BYTES) -> Iterator[str]:
@@ -99,67 +104,3 @@ def sample_text(corpus: TextCorpus, splitter: Splitter, limit_bytes: int = bpe.S
                     yield chunk
                 if kept >= limit_bytes:
                     return
-
-
-class _Piece(NamedTuple):
-    split: Split
-    starts: bool  # a document, or the part of it that lies in this split
-    text: str
-    mark: Mark | None  # None: the document has none
-
-
-_PLAIN = Mark()
-
-
-def encode_corpus(
-    corpus: TextCorpus,
-    splitter: Splitter,
-    tokenizer: Tokenizer,
-    writers: dict[Split, SplitWriter],
-    on_progress: Progress,
-) -> int:
-    """Write every document, an end-of-text token before each (as in published shards). Returns their number.
-
-    With marks, which tokens are scored goes into the splits' answer masks.
-    """
-    batch: list[_Piece] = []
-    n_documents = batch_chars = done_chars = 0
-    for document in corpus.documents():
-        begun = False
-        for split, chunks in splitter.pieces(document):
-            starts = True
-            for chunk, mark in zip(chunks, document.marks or repeat(None)):  # noqa: B905 - one side is endless
-                if not chunk and not (mark and mark.ends):
-                    continue
-                n_documents += not begun
-                begun = True
-                batch.append(_Piece(split, starts, chunk, mark))
-                starts = False
-                batch_chars += len(chunk)
-                if batch_chars >= _BATCH_CHARS:
-                    _write_batch(batch, tokenizer, writers)
-                    done_chars += batch_chars
-                    batch_chars = 0
-                    on_progress(f"encoding with {tokenizer.name}", min(done_chars / max(corpus.n_bytes, 1), 1.0))
-    _write_batch(batch, tokenizer, writers)
-    return n_documents
-
-
-def _write_batch(batch: list[_Piece], tokenizer: Tokenizer, writers: dict[Split, SplitWriter]) -> None:
-    """Encode the batch, append it to its splits and empty it."""
-    eot = np.array([tokenizer.eot_id], dtype=np.uint32)
-    ids_of: dict[Split, list[Ids]] = {split: [] for split in writers}
-    scored_of: dict[Split, list[bool]] = {split: [] for split in writers}  # an entry for each array of ids
-    for piece, ids in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
-        mark = piece.mark or _PLAIN
-        arrays = [(eot, mark.scored)] if piece.starts else []
-        arrays += [(ids, mark.scored)]
-        arrays += [(eot, mark.scored)] if mark.ends else []
-        for array, scored in arrays:
-            ids_of[piece.split].append(array)
-            scored_of[piece.split].append(scored)
-    for split, written in ids_of.items():
-        if written:
-            marks = None if all(scored_of[split]) else np.repeat(scored_of[split], [len(array) for array in written])
-            writers[split].append(np.concatenate(written), marks)
-    batch.clear()

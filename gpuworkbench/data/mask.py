@@ -57,13 +57,22 @@ def scan_mask(path: Path, n_tokens: int) -> str:
 class MaskWriter:
     """Writes one mask through the file layer. Use as a context manager; `finish()` makes it durable. Raises OSError."""
 
-    def __init__(self, path: Path, n_scored_before: int, files: Files = REAL_FILES) -> None:
-        """The shard's first `n_scored_before` tokens are scored: they were written before a mask was needed."""
+    def __init__(
+        self, path: Path, n_scored_before: int, files: Files = REAL_FILES, *, digest: hashlib._Hash | None = None
+    ) -> None:
+        """The shard's first `n_scored_before` tokens are scored: they were written before a mask was needed.
+
+        With `digest`, goes on with an unfinished mask after so many tokens instead; it is then their marks' sha256.
+        """
         self.path = path
         self._files = files
-        self._digest = hashlib.sha256()
-        self._fd = files.open_write(path)
+        self._digest = digest or hashlib.sha256()
+        self._fd = files.open_write(path) if digest is None else files.open_update(path)
         try:
+            if digest is not None:
+                files.truncate(self._fd, n_scored_before)
+                os.lseek(self._fd, n_scored_before, os.SEEK_SET)
+                return
             for start in range(0, n_scored_before, _BLOCK_BYTES):
                 self.append(np.ones(min(_BLOCK_BYTES, n_scored_before - start), dtype=np.bool_))
         except BaseException:
@@ -82,6 +91,11 @@ class MaskWriter:
         if data:
             self._digest.update(data)
             write_all(self._files, self._fd, data)
+
+    def save(self) -> str:
+        """fsync what was appended; returns its sha256."""
+        self._files.fsync(self._fd)
+        return self._digest.hexdigest()
 
     def finish(self) -> str:
         """fsync, close; returns the sha256 of the mask's bytes."""

@@ -9,6 +9,7 @@ import msgspec
 
 from gpuworkbench.data.mask import map_mask
 from gpuworkbench.data.shards import map_shard
+from gpuworkbench.data.sieve import Sifted
 from gpuworkbench.data.split import SPLITS, Split
 from gpuworkbench.data.token_array import TokenArray
 from gpuworkbench.errors import DataError
@@ -43,6 +44,8 @@ class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     warnings: tuple[str, ...]
     train: tuple[Part, ...]
     val: tuple[Part, ...]
+    key: str = ""  # of what was asked for: source, tokenizer, split and cleaning
+    sifted: Sifted | None = None  # the drop report, where text was encoded
     checksum: str = ""  # of all the other fields
 
     def parts(self, split: Split) -> tuple[Part, ...]:

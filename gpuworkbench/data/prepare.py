@@ -13,9 +13,13 @@ from gpuworkbench.data.documents import fingerprint_of
 from gpuworkbench.data.encoding import Progress, check_tokenizer_name
 from gpuworkbench.data.location import cache_root
 from gpuworkbench.data.meta import FORMAT
+from gpuworkbench.data.pipeline import Pace
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.sources import Source, resolve_source, with_vocabulary
+from gpuworkbench.data.sources import ShardSource, Source, TextSource, resolve_source, with_vocabulary
+from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files
+
+TEXT_KEYS = ("documents", "clean", "normalize", "min_chars", "dedup")
 
 
 def prepare(
@@ -27,25 +31,76 @@ def prepare(
     that is missing, malformed or too small, for a vocabulary that cannot be had, and for a cache that cannot be
     written.
     """
-    report = on_progress or (lambda message, fraction: None)
-    root = cache_root(cache_dir)
-    check_tokenizer_name(config.data.tokenizer)
     data = with_vocabulary(config)
-    source = resolve_source(data, root)
-    home = Path(os.path.abspath(root)) / "data" / _key(data, source)
-    prepared = cache.find(home)
-    if prepared is None:
-        try:
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with cache.exclusive(home.with_suffix(".lock"), report):
-                prepared = cache.find(home) or Builder(data, root, files, report).build(home, source)
-        except OSError as error:
-            raise cache.cannot_write(home.parent, error) from error
+    prepared = prepare_data(data, cache_dir=cache_dir, on_progress=on_progress, files=files)
     check_fits(config, prepared)
     check_scored(config, prepared)
     return prepared
 
 
+def prepare_data(
+    config: DataConfig,
+    *,
+    out: Path | None = None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+    pace: Pace | None = None,
+    files: Files = REAL_FILES,
+) -> PreparedData:
+    """Find or make the tokens of a `data` section, in the cache or as the folder `out`. Raises DataError as `prepare`.
+
+    `workers` threads encode (default: the cores there are); the tokens do not depend on it. Interrupted, by a signal
+    or a full disk, it goes on where it was when it is called again.
+    """
+    report = on_progress or (lambda message, fraction: None)
+    root = cache_root(cache_dir)
+    check_tokenizer_name(config.tokenizer)
+    source = resolve_source(config, root)
+    _check_text_keys(config, source)
+    key = _key(config, source)
+    home = Path(os.path.abspath(root)) / "data" / key if out is None else Path(os.path.abspath(out.expanduser()))
+    if (prepared := cache.find(home)) is not None and (out is None or prepared.key == key):
+        return prepared
+    if out is not None:
+        _check_out(home, source)
+    builder = Builder(config, root, key, files, report, workers=workers, pace=pace)
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if out is None:
+            cache.sweep(home.parent, files)
+        return builder.build(home, source, replaces_damaged=out is None)
+    except OSError as error:
+        raise cache.cannot_write(home.parent, error, is_cache=out is None) from error
+
+
 def _key(config: DataConfig, source: Source) -> str:
     """Names everything that determines the tokens."""
-    return fingerprint_of(FORMAT, source.fingerprint, config.tokenizer, config.val_fraction, config.seed)[:32]
+    cleaning = [getattr(config, name) for name in TEXT_KEYS]
+    parts = (FORMAT, source.fingerprint, config.tokenizer, config.val_fraction, config.seed, *cleaning)
+    return fingerprint_of(*parts)[:32]
+
+
+def _check_text_keys(config: DataConfig, source: Source) -> None:
+    """DataError for a key that cleans text where there is none to clean."""
+    if isinstance(source, TextSource):
+        return
+    for name in TEXT_KEYS:
+        value, default = getattr(config, name), getattr(DataConfig(), name)
+        if value != default:
+            shown = str(value).lower()
+            raise DataError(
+                f"data.{name} = {shown} cleans text, data.source = {config.source!r} is tokens already",
+                f"set data.{name}={str(default).lower()}, or prepare the text with it",
+            )
+
+
+def _check_out(home: Path, source: Source) -> None:
+    """DataError where `home` cannot become a folder of shards of that source."""
+    if isinstance(source, ShardSource):
+        raise DataError(f"{source.name} is token shards already", "use it as data.source as it is, without --out")
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise DataError(f"--out {home} is there already and holds something else", "name a new folder, or remove it")
+    root = getattr(source.corpus, "root", None) if isinstance(source, TextSource) else None
+    if root is not None and home.is_relative_to(root):
+        raise DataError(f"--out {home} is inside of the source {root}", "name a folder elsewhere")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuworkbench.data.meta import Meta, open_tokens
+from gpuworkbench.data.meta import Meta, Part, open_tokens
+from gpuworkbench.data.sieve import Sifted
 from gpuworkbench.data.split import Split
 from gpuworkbench.data.token_array import TokenArray
 from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
@@ -26,6 +27,8 @@ class PreparedData:
     n_documents: int | None
     description: str
     warnings: tuple[str, ...]
+    key: str  # of the configuration it was made for
+    sifted: Sifted | None  # what became of the documents, where text was encoded
     _meta: Meta = field(repr=False, compare=False)
 
     @classmethod
@@ -41,12 +44,18 @@ class PreparedData:
             n_documents=meta.n_documents,
             description=meta.description,
             warnings=meta.warnings,
+            key=meta.key,
+            sifted=meta.sifted,
             _meta=meta,
         )
 
     def tokens(self, split: Split) -> TokenArray:
         """A split's tokens, memory-mapped. DataError when a file changed since."""
         return open_tokens(self.directory, self._meta.parts(split))
+
+    def parts(self, split: Split) -> tuple[Part, ...]:
+        """The stretches of shards that a split consists of, in reading order."""
+        return self._meta.parts(split)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the tokens were made with."""

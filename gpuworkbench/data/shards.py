@@ -176,18 +176,32 @@ def scan_shard(path: Path, check: TokenCheck, on_tokens: Callable[[int], None] |
 class ShardWriter:
     """Writes one shard through the file layer. The header, with the count, is written last.
 
-    Use as a context manager; `finish()` makes the file durable. Raises OSError.
+    With `n_tokens`, goes on with an unfinished shard after that many; `digest` is then their sha256, and what lies
+    beyond is cut off. Use as a context manager; `finish()` makes the file durable. Raises OSError.
     """
 
-    def __init__(self, path: Path, variant: Variant, files: Files = REAL_FILES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        variant: Variant,
+        files: Files = REAL_FILES,
+        *,
+        n_tokens: int = 0,
+        digest: hashlib._Hash | None = None,
+    ) -> None:
         self.path = path
-        self.n_tokens = 0
+        self.n_tokens = n_tokens
         self._variant = variant
         self._files = files
-        self._digest = hashlib.sha256()
-        self._fd = files.open_write(path)
+        self._digest = digest or hashlib.sha256()
+        self._fd = files.open_update(path) if n_tokens else files.open_write(path)
         try:
-            write_all(files, self._fd, bytes(HEADER_BYTES))
+            if n_tokens:
+                end = HEADER_BYTES + n_tokens * np.dtype(variant.dtype).itemsize
+                files.truncate(self._fd, end)
+                os.lseek(self._fd, end, os.SEEK_SET)
+            else:
+                write_all(files, self._fd, bytes(HEADER_BYTES))
         except BaseException:
             self.close()
             raise
@@ -206,6 +220,11 @@ class ShardWriter:
         self._digest.update(data)
         write_all(self._files, self._fd, data)
         self.n_tokens += len(tokens)
+
+    def save(self) -> str:
+        """fsync what was appended; returns its sha256. The file is not a valid shard yet."""
+        self._files.fsync(self._fd)
+        return self._digest.hexdigest()
 
     def finish(self) -> str:
         """Write the header, fsync, close; returns the sha256 of the token bytes."""

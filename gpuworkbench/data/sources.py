@@ -100,18 +100,10 @@ Source = TextSource | SyntheticSource | ShardSource
 
 
 def with_vocabulary(config: RunConfig) -> DataConfig:
-    """The data section; with data.tokenizer = ids, the vocabulary size is the model's where none is given.
-
-    Raises DataError where there is neither.
-    """
+    """The data section; with data.tokenizer = ids, the vocabulary size is the model's where none is given."""
     data = config.data
-    if data.tokenizer != IDS or data.bin_vocab_size is not None:
+    if data.tokenizer != IDS or data.bin_vocab_size is not None or not config.model.vocab_size:
         return data
-    if not config.model.vocab_size:
-        raise DataError(
-            "data.tokenizer = ids does not say how many tokens its vocabulary has",
-            "set data.bin_vocab_size, for example --set data.bin_vocab_size=128256",
-        )
     return msgspec.structs.replace(data, bin_vocab_size=config.model.vocab_size)
 
 
@@ -148,8 +140,12 @@ def _from_path(config: DataConfig) -> Source:
         )
     path = Path(os.path.abspath(path))
     if not stat.S_ISDIR(stat_path(path).st_mode):
-        return _one_shard(path) if path.suffix == ".bin" else TextSource(open_text(path, config.loss_on))
-    return shards_in(path) or TextSource(open_text(path, config.loss_on))
+        return _one_shard(path) if path.suffix == ".bin" else TextSource(_open_text(path, config))
+    return shards_in(path) or TextSource(_open_text(path, config))
+
+
+def _open_text(path: Path, config: DataConfig) -> TextCorpus:
+    return open_text(path, config.documents, config.loss_on)
 
 
 def _one_shard(path: Path) -> ShardSource:

@@ -1,23 +1,36 @@
-"""One split's tokens on their way into the cache: as many shards as the header's 32-bit count makes necessary."""
+"""One split's tokens on their way to the disk, in shards of bounded size, and where an interrupted one goes on."""
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from gpuworkbench.data.mask import MaskWriter, mask_of
 from gpuworkbench.data.meta import Part
-from gpuworkbench.data.shards import ShardWriter, variant_for
+from gpuworkbench.data.shards import HEADER_BYTES, ShardWriter, variant_for
 from gpuworkbench.data.split import Split
 from gpuworkbench.io import REAL_FILES, Files
 
-MAX_SHARD_TOKENS = 2**30
+MAX_SHARD_TOKENS = 100_000_000
+_READ_BYTES = 4 * 1024 * 1024
+
+
+class SplitState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What of a split is on the disk: finished shards, and the beginning of the next."""
+
+    parts: tuple[Part, ...] = ()
+    open_tokens: int = 0
+    open_sha256: str = ""
+    open_mask_sha256: str = ""  # empty where that shard has no mask
 
 
 class SplitWriter:
-    """Appends tokens to `train.bin`, `train-1.bin`, ... of a directory. A context manager; raises OSError."""
+    """Appends tokens to `train-00000.bin`, `train-00001.bin`, ... of a directory. A context manager; raises OSError."""
 
     def __init__(
         self,
@@ -70,10 +83,45 @@ class SplitWriter:
             self._close_shard()
         return tuple(self._parts)
 
+    def save(self) -> SplitState:
+        """Make what was appended durable (not its names) and say what it is."""
+        parts = tuple(self._parts)
+        if self._shard is None:
+            return SplitState(parts=parts)
+        return SplitState(
+            parts=parts,
+            open_tokens=self._shard.n_tokens,
+            open_sha256=self._shard.save(),
+            open_mask_sha256=self._mask.save() if self._mask is not None else "",
+        )
+
+    def restore(self, state: SplitState) -> bool:
+        """Go on after what `save` described, before the first `append`; False where it is not on the disk any more."""
+        directory, item_bytes = self._directory, np.dtype(self._variant.dtype).itemsize
+        for part in state.parts:
+            size = part.n_tokens * item_bytes
+            if _digest(directory / part.path, HEADER_BYTES, size).hexdigest() != part.sha256:
+                return False
+            if part.mask and _digest(directory / part.mask, 0, part.n_tokens).hexdigest() != part.mask_sha256:
+                return False
+        self._parts = list(state.parts)
+        if not state.open_tokens:
+            return True
+        path = self._next_path()
+        digest = _digest(path, HEADER_BYTES, state.open_tokens * item_bytes)
+        mask = _digest(mask_of(path), 0, state.open_tokens) if state.open_mask_sha256 else None
+        if digest.hexdigest() != state.open_sha256 or (mask and mask.hexdigest() != state.open_mask_sha256):
+            return False
+        self._shard = ShardWriter(path, self._variant, self._files, n_tokens=state.open_tokens, digest=digest)
+        if mask is not None:
+            self._mask = MaskWriter(mask_of(path), state.open_tokens, self._files, digest=mask)
+        return True
+
+    def _next_path(self) -> Path:
+        return self._directory / f"{self._split}-{len(self._parts):05}.bin"
+
     def _open(self) -> ShardWriter:
-        number = len(self._parts)
-        name = f"{self._split}-{number}.bin" if number else f"{self._split}.bin"
-        self._shard = ShardWriter(self._directory / name, self._variant, self._files)
+        self._shard = ShardWriter(self._next_path(), self._variant, self._files)
         return self._shard
 
     def _close_shard(self) -> None:
@@ -111,3 +159,14 @@ def whole_shard(
         mask_sha256=mask_sha256,
         raw_dtype=raw_dtype,
     )
+
+
+def _digest(path: Path, start: int, count: int) -> hashlib._Hash:
+    """sha256 of `count` bytes from `start` on, of fewer where the file is shorter or missing."""
+    digest = hashlib.sha256()
+    with suppress(FileNotFoundError), path.open("rb") as stream:
+        stream.seek(start)
+        while count and (block := stream.read(min(count, _READ_BYTES))):
+            digest.update(block)
+            count -= len(block)
+    return digest

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gpuworkbench.data import parquet
 from gpuworkbench.data.compressed import decompressed_bytes, estimated_bytes, name_within, read_head
+from gpuworkbench.data.cutting import Cut, count_documents, cut_documents
 from gpuworkbench.data.documents import Document, file_chunks, fingerprint_of, looks_binary
 from gpuworkbench.data.jsonl import count_lines, jsonl_documents
 from gpuworkbench.data.location import kind_of, open_regular, stat_path, unreadable
@@ -42,12 +43,13 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """One or several files; JSONL and parquet files give a document a record, all others are one document."""
+    """One or several files; JSONL and parquet files give a document a record, all others are cut as `cut` says."""
 
     root: Path
     entries: tuple[_Entry, ...]
-    loss_on: LossOn = "auto"
     warnings: tuple[str, ...] = ()
+    cut: Cut = "file"  # what a document is in a file of plain text
+    loss_on: LossOn = "auto"
 
     @property
     def description(self) -> str:
@@ -70,9 +72,9 @@ class FileCorpus:
         )
 
     def count_groups(self) -> int:
-        """Files, with every line of JSONL and every row of parquet counted."""
+        """Every line of JSONL and row of parquet, and about as many of a text's documents as it is cut into."""
         count: dict[Kind, Callable[[Path], int]] = {
-            "text": lambda path: 1,
+            "text": lambda path: count_documents(path, self.cut),
             "jsonl": count_lines,
             "parquet": parquet.count_rows,
         }
@@ -87,27 +89,28 @@ class FileCorpus:
                 case "parquet":
                     yield from parquet.parquet_documents(entry.path, entry.name, self.loss_on)
                 case _:
-                    yield self._text_document(entry)
+                    yield from self._text_documents(entry)
 
-    def _text_document(self, entry: _Entry) -> Document:
+    def _text_documents(self, entry: _Entry) -> Iterator[Document]:
         if self.loss_on == "answers":
             raise DataError(
                 f"{entry.path} is plain text without answers, and data.loss_on is answers",
                 "set data.loss_on=auto, or leave the file out",
             )
-        return Document(entry.name, decompressed_bytes(entry.path, entry.size_bytes), file_chunks(entry.path))
+        n_bytes = decompressed_bytes(entry.path, entry.size_bytes)
+        return cut_documents(entry.name, n_bytes, file_chunks(entry.path), self.cut)
 
 
-def open_file(path: Path, loss_on: LossOn = "auto") -> FileCorpus:
+def open_file(path: Path) -> FileCorpus:
     """A corpus of one text, JSONL or parquet file. Raises DataError for an empty file."""
     with open_regular(path) as stream:
         info = os.fstat(stream.fileno())
     if info.st_size == 0:
         raise DataError(f"{path} is empty", "data.source needs text")
-    return FileCorpus(path, (_Entry.of(path, path.name, info),), loss_on)
+    return FileCorpus(path, (_Entry.of(path, path.name, info),))
 
 
-def open_folder(folder: Path, loss_on: LossOn = "auto") -> FileCorpus:
+def open_folder(folder: Path) -> FileCorpus:
     """A corpus of all text, JSONL and parquet files under `folder`, sorted.
 
     Hidden, binary, empty and special files are left out.
@@ -127,7 +130,7 @@ def open_folder(folder: Path, loss_on: LossOn = "auto") -> FileCorpus:
             f"folder {folder} holds no text files{found}", "data.source needs text, JSONL, parquet or shards"
         )
     warnings = (f"{folder}: left out {left_out}",) if left_out else ()
-    return FileCorpus(folder, tuple(entries), loss_on, warnings)
+    return FileCorpus(folder, tuple(entries), warnings)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -163,7 +166,7 @@ def _look_at(path: Path, folder: Path) -> _Entry | str:
     return entry
 
 
-def open_text(path: Path, loss_on: LossOn = "auto") -> FileCorpus:
+def open_text(path: Path, cut: Cut = "file", loss_on: LossOn = "auto") -> FileCorpus:
     """The corpus at a user's path: a file or a folder. DataError for anything else."""
-    is_folder = stat.S_ISDIR(stat_path(path).st_mode)
-    return open_folder(path, loss_on) if is_folder else open_file(path, loss_on)
+    corpus = open_folder(path) if stat.S_ISDIR(stat_path(path).st_mode) else open_file(path)
+    return replace(corpus, cut=cut, loss_on=loss_on)

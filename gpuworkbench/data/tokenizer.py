@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -52,7 +51,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of several texts, each uint32 (N,), on all cores."""
+        """Ids of several texts, each uint32 (N,). Called from several threads at once."""
         ...
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
@@ -162,9 +161,8 @@ class BpeTokenizer(_Saved):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of several texts, each uint32 (N,), on all cores (tiktoken releases the GIL)."""
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(self._encode, texts))
+        """Ids of several texts, each uint32 (N,), in this thread; others run meanwhile (tiktoken releases the GIL)."""
+        return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> Ids:
         # In pieces: the regular expression engine gives up on a run of a million spaces.

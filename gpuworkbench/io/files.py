@@ -22,6 +22,14 @@ class Files:
         """Open `path` for appending, created where missing; returns a descriptor."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
+    def open_update(self, path: Path) -> int:
+        """Open an existing `path` for writing, its content as it is; returns a descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """ftruncate(2)."""
+        os.ftruncate(fd, size)
+
     def write(self, fd: int, data: bytes | memoryview) -> int:
         """One write(2); may write less than all of `data`."""
         return os.write(fd, data)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from gpuworkbench.data import TokenArray
 from gpuworkbench.data.documents import Document, Mark
-from gpuworkbench.data.encoding import encode_corpus
 from gpuworkbench.data.mask import map_mask, mask_of, scan_mask
 from gpuworkbench.data.meta import open_tokens
 from gpuworkbench.data.order import NOT_SCORED, SampleOrder, batch, validation_batch
+from gpuworkbench.data.pipeline import encode_corpus
 from gpuworkbench.data.split import Split, Splitter, splitter_for
 from gpuworkbench.data.split_writer import SplitWriter
 from gpuworkbench.data.tokenizer import ByteTokenizer
@@ -81,7 +81,7 @@ def test_text_without_marks_has_no_mask(tmp_path: Path) -> None:
     assert not tokens.has_mask
     assert tokens.scored(0, 2) is None
     assert tokens.count_scored() == len(tokens) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-00000.bin"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -148,7 +148,7 @@ def test_conversations_are_never_cut_and_some_are_held_out(n_documents: int) -> 
     ],
 )
 def test_mask_that_does_not_fit_is_refused_with_both_numbers(content: bytes, reason: str, tmp_path: Path) -> None:
-    path = mask_of(tmp_path / "train.bin")
+    path = mask_of(tmp_path / "train-00000.bin")
     path.write_bytes(content)
     with pytest.raises(DataError, match=reason):
         scan_mask(path, 4)

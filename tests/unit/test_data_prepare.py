@@ -50,7 +50,12 @@ def test_second_preparation_is_found(text_file: Path, tmp_path: Path) -> None:
     assert second == first
     assert not messages
     assert first.directory.parent == tmp_path / "c" / "data"
-    assert sorted(path.name for path in first.directory.iterdir()) == ["meta.json", "tokenizer", "train.bin", "val.bin"]
+    assert sorted(path.name for path in first.directory.iterdir()) == [
+        "meta.json",
+        "tokenizer",
+        "train-00000.bin",
+        "val-00000.bin",
+    ]
 
 
 def test_identity_is_the_same_in_another_cache_and_differs_with_every_setting(text_file: Path, tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_edited_text_is_read_again(text_file: Path, tmp_path: Path) -> None:
     assert prepare(data_config(text_file), cache_dir=tmp_path / "c").sha256 != before.sha256
 
 
-@pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "meta.json", "tokenizer/tokenizer.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
 def test_damaged_cache_is_rebuilt(name: str, damage: str, text_file: Path, tmp_path: Path) -> None:
     config = data_config(text_file, "bpe-300")

@@ -74,7 +74,7 @@ def write(path: Path, records: list[Any]) -> Path:
 def documents(path: Path, loss_on: Any = "auto") -> list[list[tuple[str, bool, bool]]]:
     """Each document's chunks with what they are marked as."""
     found = []
-    for document in open_text(path, loss_on).documents():
+    for document in open_text(path, loss_on=loss_on).documents():
         chunks = list(document.chunks)
         marks = document.marks or [Mark()] * len(chunks)
         found.append([(chunk, mark.scored, mark.ends) for chunk, mark in zip(chunks, marks, strict=True)])

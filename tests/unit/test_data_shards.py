@@ -173,6 +173,10 @@ def test_split_writer_rolls_over_to_further_shards(tmp_path: Path) -> None:
         writer.append(np.arange(0, 3))
         writer.append(np.arange(3, 10))
         parts = writer.finish()
-    assert [(part.path, part.n_tokens) for part in parts] == [("train.bin", 4), ("train-1.bin", 4), ("train-2.bin", 2)]
+    assert [(part.path, part.n_tokens) for part in parts] == [
+        ("train-00000.bin", 4),
+        ("train-00001.bin", 4),
+        ("train-00002.bin", 2),
+    ]
     tokens = np.concatenate([map_shard(tmp_path / part.path) for part in parts])
     assert tokens.tolist() == list(range(10))
