@@ -25,7 +25,8 @@ _REMOVED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufe
 _NO_BREAK_SPACES = ("\xa0", "\u2007", "\u202f")
 # Printable ASCII, Cyrillic letters, kana, Han, Hangul syllables. Not the newline: it may follow a carriage return.
 _STABLE = re.compile("[\t -~\u0400-\u0482\u048a-\u04ff\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]")
-_LOOK_BACK_CHARS = 256
+# What any rule of `data.clean` acts on: one look tells that most texts need nothing.
+_UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u2007\u200b\u2028\u2029\u202f\u2060\ufeff]")
 
 
 class Cleaner:
@@ -45,7 +46,7 @@ class Cleaner:
         """A whole text, cleaned."""
         if not self.is_active or (text.isascii() and not self._clean):
             return text
-        cleaned = _without_controls(text) if self._clean else text
+        cleaned = _without_controls(text) if self._clean and _UNCLEAN.search(text) else text
         if self._form is not None:
             cleaned = unicodedata.normalize(self._form, cleaned)
         self.n_changed += cleaned != text
@@ -75,14 +76,7 @@ def _without_controls(text: str) -> str:
 
 def _last_stable(text: str) -> int:
     """Index of the last stable character, 0 where there is none."""
-    end = len(text)
-    while end > 0:
-        start = max(end - _LOOK_BACK_CHARS, 0)
-        found = [match.start() for match in _STABLE.finditer(text, start, end)]
-        if found:
-            return found[-1]
-        end = start
-    return 0
+    return next((place for place in range(len(text) - 1, 0, -1) if _STABLE.match(text, place)), 0)
 
 
 def _rechunked(stretches: Iterable[str]) -> Iterator[str]:

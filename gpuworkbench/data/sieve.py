@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data.cleaning import Cleaner
-from gpuworkbench.data.documents import Document, Mark, TextCorpus
+from gpuworkbench.data.documents import CHUNK_CHARS, Document, Mark, TextCorpus, chunked
 from gpuworkbench.text import safe_text
 
 DIGEST_BYTES = 16
@@ -132,6 +132,8 @@ class _Sieve:
     def sift(self, document: Document) -> Document | None:
         """The cleaned document, None if it is dropped. The one before must have been read."""
         self._count_passed()
+        if document.marks is None and isinstance(document.chunks, tuple) and len(document.chunks) == 1:
+            return self._sift_short(document, document.chunks[0])
         measure, n_changed = _Measure(is_hashed=self._seen is not None), self._cleaner.n_changed
         chunks = measure.watching(self._cleaned(document), document.marks or ())
         held = _Held(self._scratch)
@@ -140,14 +142,28 @@ class _Sieve:
             if (chunk := next(chunks, None)) is None:
                 break
             held.append(chunk)
-        if reason := self._reason(measure):
+        if reason := self._reason(measure.n_bytes, measure.n_chars, measure.digest):
             self._changed += self._cleaner.n_changed > n_changed
-            self._drop(reason, document.group, measure, held)
+            self._drop(reason, document.group, measure.n_bytes, held)
             held.close()
             return None
         self._passing = _Passing(measure, n_changed, held)
         n_bytes = measure.n_bytes if self._exact_sizes else document.n_bytes
         return document._replace(n_bytes=n_bytes, chunks=chain(held, chunks))
+
+    def _sift_short(self, document: Document, raw: str) -> Document | None:
+        """`sift` of a document in one chunk, as lines and records are: without what only long ones need."""
+        text = self._cleaner.text(raw)
+        n_bytes = _size(text)
+        self._changed += text != raw
+        body = text.strip()
+        if reason := self._reason(n_bytes, len(body), lambda: _hashed(_encoded(body)).digest()):
+            self._drop(reason, document.group, n_bytes, (text,))
+            return None
+        self._kept_documents += 1
+        self._kept_bytes += n_bytes
+        chunks = (text,) if len(text) <= CHUNK_CHARS else tuple(chunked(text))
+        return document._replace(n_bytes=n_bytes if self._exact_sizes else document.n_bytes, chunks=chunks)
 
     def report(self) -> Sifted:
         """What became of the documents so far."""
@@ -164,22 +180,21 @@ class _Sieve:
             return self._cleaner.chunks(document.chunks)
         return map(self._cleaner.text, document.chunks)  # one a mark, empty ones too
 
-    def _reason(self, measure: _Measure) -> str | None:
-        if not measure.n_bytes:
+    def _reason(self, n_bytes: int, n_chars: int, digest: Callable[[], bytes]) -> str | None:
+        """Why a document is dropped, None if it is kept (and remembered)."""
+        if not n_bytes:
             return "empty"
-        if measure.n_chars < self._min_chars:
+        if n_chars < self._min_chars:
             return "too short"
-        return "duplicate" if self._seen is not None and not self._seen.add(measure.digest()) else None
+        return "duplicate" if self._seen is not None and not self._seen.add(digest()) else None
 
-    def _drop(self, reason: str, name: str, measure: _Measure, held: _Held) -> None:
+    def _drop(self, reason: str, name: str, n_bytes: int, chunks: Iterable[str]) -> None:
         before = self._dropped.get(reason, Dropped())
         examples = before.examples
         if len(examples) < MAX_EXAMPLES:
-            beginning = " ".join(next((chunk for chunk in held if chunk), "").lstrip()[:_EXAMPLE_CHARS].split())
+            beginning = " ".join(next((chunk for chunk in chunks if chunk), "").lstrip()[:_EXAMPLE_CHARS].split())
             examples += (safe_text(f"{name}: {beginning}" if beginning else name, max_chars=2 * _EXAMPLE_CHARS),)
-        self._dropped[reason] = Dropped(
-            documents=before.documents + 1, bytes=before.bytes + measure.n_bytes, examples=examples
-        )
+        self._dropped[reason] = Dropped(documents=before.documents + 1, bytes=before.bytes + n_bytes, examples=examples)
 
     def close(self) -> None:
         """Give the last document's file back, if it has one."""
@@ -211,7 +226,7 @@ class _Measure:
         self.n_bytes = 0  # in UTF-8
         self.n_chars = 0  # between the first and the last that are not white space
         self._n_spaces = 0  # since the last that is not
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES) if is_hashed else None
+        self._hash = _hashed() if is_hashed else None
         self._settled = self._hash  # as it was after the last character that is not white space
 
     def watching(self, chunks: Iterable[str], marks: Iterable[Mark]) -> Iterator[str]:
@@ -229,7 +244,7 @@ class _Measure:
         return self._settled.digest()
 
     def _add(self, chunk: str) -> None:
-        self.n_bytes += len(chunk) if chunk.isascii() else len(_encoded(chunk))
+        self.n_bytes += _size(chunk)
         body = chunk if self.n_chars else chunk.lstrip()
         text = body.rstrip()
         if text:
@@ -277,6 +292,15 @@ class _Held:
             self._file.seek(0)
             for size in self._sizes:
                 yield self._file.read(size).decode("utf-8", "surrogatepass")
+
+
+def _hashed(data: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES)
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8."""
+    return len(text) if text.isascii() else len(_encoded(text))
 
 
 def _encoded(text: str) -> bytes:
