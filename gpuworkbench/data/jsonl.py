@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -34,30 +35,41 @@ def count_lines(path: Path) -> int:
 def jsonl_documents(path: Path, name: str, loss_on: LossOn) -> Iterator[Document]:
     """A document a line that is not blank, of group `name:line`. DataError names file and line number (from 1)."""
     layout: Layout | None = None
+    decoder: msgspec.json.Decoder[Any] | None = None
     first = 0
     for number, line in _lines(path):
-        where = f"{path} line {number}"
         try:
             fields = _fields(line)
             here = layout_of(fields)
-            if layout is None:
+            if layout is None or decoder is None:
                 layout, first = _required(here, fields), number
+                decoder = msgspec.json.Decoder(layout.type)
             elif here is not None and here is not layout:
                 raise RecordError(f"is {here.description}, line {first} is {layout.description}: one kind a file")
-            yield document_of(f"{name}:{number}", msgspec.json.decode(line, type=layout.type), layout, loss_on)
+            yield document_of(f"{name}:{number}", decoder.decode(line), layout, loss_on)
         except RecordError as error:
-            raise DataError(f"{where}: {error}", _hint(layout)) from error
+            raise DataError(f"{path} line {number}: {error}", _hint(layout)) from error
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise DataError(f"{where}: {str(error).removesuffix(' - at `$`')}", _hint(layout)) from error
+            raise DataError(f"{path} line {number}: {str(error).removesuffix(' - at `$`')}", _hint(layout)) from error
 
 
 def _fields(line: bytes) -> _Fields:
     """The fields of an object that are not null. Raises MsgspecError, RecursionError."""
     try:
-        return {key: raw for key, raw in _KEYS.decode(line).items() if bytes(raw) != _NULL}
+        fields = _KEYS.decode(line)
     except msgspec.DecodeError:
         msgspec.json.decode(line)  # names more faults than a decoder that skips the values
         raise
+    if _NULL in line:
+        return {key: raw for key, raw in fields.items() if bytes(raw) != _NULL}
+    return fields
+
+
+def _check_utf8(path: Path, line: bytes, offset: int) -> None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, offset + error.start) from error
 
 
 def _required(layout: Layout | None, fields: _Fields) -> Layout:
@@ -82,10 +94,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
                 if len(line) > MAX_LINE_BYTES:
                     raise DataError(f"{path} line {number} is longer than {MAX_LINE_BYTES} bytes", "split the record")
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise not_utf8(path, offset + error.start) from error
+                if not line.isascii():
+                    _check_utf8(path, line, offset)
                 content = line.removeprefix(_BOM) if offset == 0 else line
                 if content.strip():
                     yield number, content

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from gpuworkbench.data.documents import Document, Mark, chunked
+from gpuworkbench.data.documents import CHUNK_CHARS, Document, Mark, chunked
 
 LossOn = Literal["auto", "all", "answers"]
 
@@ -53,11 +53,10 @@ class _Text(msgspec.Struct):
     text: str
 
 
-class Turn(NamedTuple):
-    """A stretch of a record's text; an answer is followed by an end of text."""
-
-    text: str
-    is_answer: bool
+# A stretch of a record's text, and whether it is an answer, which an end of text follows. A plain tuple: there are
+# millions of them.
+Turn = tuple[str, bool]
+_MARKS = {(scored, ends): Mark(scored, ends) for scored in (False, True) for ends in (False, True)}
 
 
 def _chat_turns(record: _Chat) -> Iterator[Turn]:
@@ -68,18 +67,18 @@ def _chat_turns(record: _Chat) -> Iterator[Turn]:
             raise RecordError(f"message {number} has role {message.role!r}, not one of {', '.join(HEADINGS)}")
         heading = HEADINGS[message.role]
         if message.role == ASSISTANT:
-            yield Turn(before + heading, is_answer=False)
-            yield Turn(f" {message.content}", is_answer=True)
+            yield before + heading, False
+            yield f" {message.content}", True
             before = ""
         else:
             before += f"{heading} {message.content}\n\n"
     if before:
-        yield Turn(before, is_answer=False)
+        yield before, False
 
 
 def _pair_turns(record: _Pair) -> Iterator[Turn]:
-    yield Turn(record.prompt, is_answer=False)
-    yield Turn(record.completion, is_answer=True)
+    yield record.prompt, False
+    yield record.completion, True
 
 
 class Layout(NamedTuple):
@@ -107,12 +106,19 @@ def document_of(group: str, record: Any, layout: Layout, loss_on: LossOn) -> Doc
     if layout.turns is None:
         if loss_on == "answers":
             raise RecordError("plain text has no answers, and data.loss_on is answers")
-        return Document(group, len(record.text.encode()), chunked(record.text))
+        text = record.text
+        return Document(group, len(text) if text.isascii() else len(text.encode()), chunked(text))
     chunks: list[str] = []
     marks: list[Mark] = []
-    for turn in layout.turns(record):
-        scored = turn.is_answer or loss_on == "all"
-        pieces = list(chunked(turn.text)) or [""]
-        chunks += pieces
-        marks += [Mark(scored)] * (len(pieces) - 1) + [Mark(scored, ends=turn.is_answer)]
-    return Document(group, sum(len(chunk.encode()) for chunk in chunks), chunks, marks)
+    n_bytes = 0
+    for text, is_answer in layout.turns(record):
+        scored = is_answer or loss_on == "all"
+        n_bytes += len(text) if text.isascii() else len(text.encode())
+        if len(text) > CHUNK_CHARS:
+            pieces = list(chunked(text))
+            chunks += pieces
+            marks += [_MARKS[scored, False]] * (len(pieces) - 1)
+        else:
+            chunks.append(text)
+        marks.append(_MARKS[scored, is_answer])
+    return Document(group, n_bytes, chunks, marks)

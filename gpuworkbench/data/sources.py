@@ -119,10 +119,13 @@ def resolve_source(config: DataConfig, root: Path) -> Source:
         text = open_stdlib() if bpe_size(config.tokenizer) is not None else None
         return SyntheticSource(config.synthetic_tokens, text, config.bin_vocab_size)
     if config.source == FINEWEB:
-        return _find_fineweb(config, root)
-    source = _from_path(config)
+        return _as_configured(_find_fineweb(config, root), config)
+    return _as_configured(_from_path(config), config)
+
+
+def _as_configured(source: Source, config: DataConfig) -> Source:
     if isinstance(source, ShardSource):
-        source = replace(source, loss_on=config.loss_on, bin_vocab_size=config.bin_vocab_size)
+        return replace(source, loss_on=config.loss_on, bin_vocab_size=config.bin_vocab_size)
     return source
 
 

@@ -23,6 +23,7 @@ class TokenArray:
             raise ValueError("a mask has one entry a token")
         self._parts = tuple(part for part, _ in pairs)
         self._masks = tuple(mask for _, mask in pairs)
+        self.has_mask = any(mask is not None for mask in self._masks)  # whether any part has an answer mask
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -36,11 +37,6 @@ class TokenArray:
         for number, inside, filled, count in self._stretches(start, length):
             result[filled : filled + count] = self._parts[number][inside : inside + count]
         return result
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether any part has an answer mask."""
-        return any(mask is not None for mask in self._masks)
 
     def scored(self, start: int, length: int) -> npt.NDArray[np.bool_] | None:
         """Which of tokens [start, start + length) are scored as targets (length,); None where no part has a mask.

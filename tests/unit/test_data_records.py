@@ -400,6 +400,21 @@ def test_without_pyarrow_one_line_names_the_extra(tmp_path: Path, monkeypatch: p
     assert "pip install 'gpuworkbench[data]'" in line
 
 
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.txt.gz", "d.parquet"])
+def test_a_file_that_may_not_be_read_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as root, for whom permissions do not count: the refusal of open is played."""
+    path = write(tmp_path / name, LAYOUTS["text"])
+    real = os.open
+
+    def forbidding(target: Any, *arguments: Any, **options: Any) -> int:
+        if str(target) == str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(target, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", forbidding)
+    assert f"cannot read data at {path}: Permission denied" in refusal(path, tmp_path)
+
+
 def test_a_parquet_name_that_is_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.parquet")
     (tmp_path / "z.parquet").symlink_to("/dev/zero")
