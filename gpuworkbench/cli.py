@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
 from gpuworkbench import __version__, registry
+from gpuworkbench.commands import data_arguments
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 
 TRAIN = "gpuworkbench.commands.train:run"
@@ -36,8 +37,8 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, with the nearest name where a command is unknown."""
         if unknown := re.search(r"invalid choice: (?P<word>.+) \(choose from", message):
-            close = registry.nearest(unknown["word"].strip("'\""), COMMANDS)
-            hint = f"did you mean {close!r}?" if close else "`gpuworkbench --help` lists them"
+            close = registry.nearest(unknown["word"].strip("'\""), DATA_COMMANDS if "ACTION" in message else COMMANDS)
+            hint = f"did you mean {close!r}?" if close else f"`{self.prog} --help` lists them"
             raise UsageError(f"there is no command {unknown['word'][:80]}", hint)
         if message.endswith("expected one argument"):
             raise UsageError(message, "a value that begins with a dash is written --flag=-value")
@@ -112,6 +113,24 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=_natural, default=None, metavar="STEP", help="which (default: the newest)")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="commands", metavar="ACTION", required=True, parser_class=OneLineParser)
+    for name, (help_text, handler, add_arguments) in DATA_COMMANDS.items():
+        action = actions.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        action.set_defaults(handler=handler, command=f"data {name}")
+        add_arguments(action)
+
+
+def _add_data_prepare(parser: argparse.ArgumentParser) -> None:
+    data_arguments.add_prepare(parser)
+    _add_common(parser)
+
+
+def _add_data_inspect(parser: argparse.ArgumentParser) -> None:
+    data_arguments.add_inspect(parser)
+    _add_common(parser)
+
+
 class Command(NamedTuple):
     """What a command does, "module:function(arguments) -> exit code", and its own arguments."""
 
@@ -129,7 +148,22 @@ COMMANDS: dict[str, Command] = {
     "checkpoint": Command("save a run's state now", "gpuworkbench.commands.control:run", _add_run),
     "stop": Command("save a run's state and stop it", "gpuworkbench.commands.control:run", _add_run),
     "sample": Command("let a run's model write text", "gpuworkbench.commands.sample:run", _add_sample),
+    "data": Command("prepare text, look at what a model reads", "gpuworkbench.commands.data:prepare", _add_data),
     "doctor": Command("check this machine and say what to do", "gpuworkbench.commands.doctor:run", _add_common),
+}
+
+
+DATA_COMMANDS: dict[str, Command] = {
+    "prepare": Command(
+        "clean, split and encode a source, so that a run finds it at once",
+        "gpuworkbench.commands.data:prepare",
+        _add_data_prepare,
+    ),
+    "inspect": Command(
+        "counts, dropped documents, samples cut into tokens, shards",
+        "gpuworkbench.commands.inspect:inspect",
+        _add_data_inspect,
+    ),
 }
 
 
@@ -184,13 +218,21 @@ def _unknown_argument(word: str, command: str | None) -> UsageError:
     shown = repr(name[:80])
     if not name.startswith("-"):
         return UsageError(f"{word[:80]!r} is one word too many", "put text that has spaces in quotes")
-    mine, training = _flags(None if command is None else COMMANDS[command].add_arguments), _flags(None)
+    mine, training = _flags(_adder(command)), _flags(None)
     if command is not None and name in training:
         return UsageError(f"{name} is not for `{command}`", "it belongs to --preset or --resume")
     where, program = ("", "gpuworkbench") if command is None else (f" of `{command}`", f"gpuworkbench {command}")
     close = registry.nearest(name, mine)
     hint = f"did you mean {close!r}?" if close else f"`{program} --help` lists them"
     return UsageError(f"there is no flag {shown}{where}", hint)
+
+
+def _adder(command: str | None) -> Callable[[argparse.ArgumentParser], None] | None:
+    """What adds a command's arguments, None for training's."""
+    if command is None:
+        return None
+    name, _, action = command.partition(" ")
+    return DATA_COMMANDS[action].add_arguments if action else COMMANDS[name].add_arguments
 
 
 def _flags(add_arguments: Callable[[argparse.ArgumentParser], None] | None) -> list[str]:

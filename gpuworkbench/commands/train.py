@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 from gpuworkbench.commands.app import open_app, require_terminal
 from gpuworkbench.commands.follow import ForwardedSignals, caught_up_log, follow_trainer, forwarded_signals, wait_for
 from gpuworkbench.commands.output import print_json, say, tell
+from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError
 from gpuworkbench.launch import create as creation
@@ -171,19 +171,3 @@ def detached(paths: RunPaths, pid: int, as_json: bool) -> int:
             f"training goes on in process {pid}; watch it with: gpuworkbench attach {shlex.quote(name_to_type(paths))}"
         )
     return ExitCode.OK
-
-
-class DataProgress:
-    """Progress of data preparation on stderr: a line when a stage begins, at most one every two seconds within it."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._said_s = 0.0
-
-    def __call__(self, stage: str, fraction: float | None) -> None:
-        now = time.monotonic()
-        if stage == self._stage and now - self._said_s < 2.0:
-            return
-        self._stage, self._said_s = stage, now
-        share = "" if fraction is None else f" {fraction:.0%}"
-        say(f"data: {stage}{share}")

@@ -20,17 +20,20 @@ class Preview:
     text: str
     tokens: tuple[int, ...]
     decoded: tuple[str, ...]  # each token by itself; half of a character shows as U+FFFD
+    scored: tuple[bool, ...] | None = None  # which tokens are targets, None where the split has no answer mask
 
 
 def preview(prepared: PreparedData, n: int) -> list[Preview]:
-    """At most `n` beginnings of documents, spread evenly over the training split."""
+    """At most `n` beginnings of documents, spread evenly over the training split; with which tokens are scored."""
     tokens, tokenizer = prepared.tokens("train"), prepared.tokenizer()
     starts = sorted({_document_start(tokens, len(tokens) * i // n, tokenizer.eot_id) for i in range(n)})
     previews = []
     for start in starts:
-        ids = tokens.slice(start, min(PREVIEW_TOKENS, len(tokens) - start))
+        length = min(PREVIEW_TOKENS, len(tokens) - start)
+        ids, scored = tokens.slice(start, length), tokens.scored(start, length)
         pieces = tuple(tokenizer.decode([token]) for token in ids.tolist())
-        previews.append(Preview(tokenizer.decode(ids), tuple(ids.tolist()), pieces))
+        marks = None if scored is None else tuple(scored.tolist())
+        previews.append(Preview(tokenizer.decode(ids), tuple(ids.tolist()), pieces, marks))
     return previews
 
 

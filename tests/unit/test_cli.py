@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuworkbench import cli
-from gpuworkbench.commands import train
+from gpuworkbench.commands import progress
 from gpuworkbench.commands.output import print_json, table_lines
 from gpuworkbench.errors import ExitCode, UsageError
 from gpuworkbench.gpu.card import Card
@@ -420,8 +420,8 @@ class TestEnds:
         assert refusal(capsys, "presets", code=1) == "Input/output error: a␛b"
 
     def test_progress_of_data_is_a_line_a_stage(self, capsys: pytest.CaptureFixture[str]) -> None:
-        progress = train.DataProgress()
+        shown = progress.DataProgress()
         for fraction in (0.0, 0.1, 0.2):
-            progress("tokens\x1b", fraction)
-        progress("done", None)
+            shown("tokens\x1b", fraction)
+        shown("done", None)
         assert capsys.readouterr().err == "data: tokens␛ 0%\ndata: done\n"
