@@ -49,10 +49,34 @@ class DataConfig(Section, frozen=True, kw_only=True):
         doc("stdlib, synthetic, fineweb10B, or a path: text, .jsonl, .parquet or token shard .bin file, or a folder"),
     ] = "stdlib"
     tokenizer: Annotated[
-        str, doc("byte, bpe-N (trained on the corpus), a tiktoken name such as gpt2, or ids (shards without text)")
+        str,
+        doc("byte, bpe-N, a tiktoken name such as gpt2, ids (shards without text), or the path of a tokenizer.json"),
     ] = "bpe-8192"
+    eot_token: (
+        Annotated[
+            str,
+            doc(
+                "token that ends a text, where the files beside a tokenizer.json do not say",
+                min_length=1,
+                max_length=200,
+            ),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, doc("seed of the sample order and of the split", ge=0, le=MAX_SEED)] = 0
     sha256: Annotated[str, doc("identity of the prepared tokens (stored, never set by hand)")] | None = None
+    tokenizer_sha256: Annotated[str, doc("identity of the tokenizer (stored, never set by hand)")] | None = None
+    shards: (
+        Annotated[
+            int,
+            doc(
+                "training shards, the first ones; default: 1 (100M tokens, 200 MB) of a downloaded set, else all",
+                ge=1,
+                le=100_000,
+            ),
+        ]
+        | None
+    ) = None
     val_fraction: Annotated[
         float,
         doc("share of the documents held out for validation, where the source has no split", gt=0.0, lt=0.5),

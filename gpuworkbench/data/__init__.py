@@ -5,6 +5,7 @@ them in an order that is a pure function of (seed, epoch, index).
 """
 
 from gpuworkbench.data.checks import check_eval_tokens, load_same_tokens
+from gpuworkbench.data.encoding import absolute_paths
 from gpuworkbench.data.location import absolute_source, cache_root
 from gpuworkbench.data.order import SampleOrder, batch, validation_batch
 from gpuworkbench.data.prepare import prepare
@@ -19,6 +20,7 @@ __all__ = [
     "SampleOrder",
     "TokenArray",
     "Tokenizer",
+    "absolute_paths",
     "absolute_source",
     "batch",
     "cache_root",

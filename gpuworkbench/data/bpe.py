@@ -21,7 +21,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     The same texts give the same merges. A small corpus gives fewer merges, hence a smaller vocabulary.
     """
     numbers = train_library_tokenizer(texts, vocab_size - 1).get_vocab()
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     tokens = [bytes(byte_of[character] for character in token) for token in sorted(numbers, key=numbers.__getitem__)]
     return BpeTokenizer(f"bpe-{vocab_size}", tokens, eot_id=len(tokens), vocab_size=len(tokens) + 1)
 
@@ -42,7 +42,7 @@ def train_library_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers
     return tokenizer
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's visible stand-ins for bytes: printable Latin-1 stands for itself, the rest is moved to U+0100 on."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = (value for value in range(256) if value not in visible)

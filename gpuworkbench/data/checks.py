@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.prepared import PreparedData
+from gpuworkbench.data.same_tokenizer import check_same_tokenizer
 from gpuworkbench.data.split import Split
 from gpuworkbench.errors import ConfigError, DataError
 
@@ -69,11 +72,15 @@ def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | 
     return held, f"validation uses {held * per_batch} tokens, not eval.tokens = {wanted}: the split has {n_val_tokens}"
 
 
-def load_same_tokens(config: RunConfig) -> PreparedData:
-    """The tokens of a run that was made before; refuses other ones than it began with. Raises DataError."""
+def load_same_tokens(config: RunConfig, kept_tokenizer: Path | None = None) -> PreparedData:
+    """The tokens of a run that was made before; refuses other ones than it began with. Raises DataError.
+
+    `kept_tokenizer` is the folder of the run's own tokenizer: it stands in for a path that is gone.
+    """
     from gpuworkbench.data.prepare import prepare
 
-    data = prepare(config)
+    data = prepare(config, kept_tokenizer=kept_tokenizer)
+    check_same_tokenizer(config.data, data, kept_tokenizer)
     if config.data.sha256 is not None and data.sha256 != config.data.sha256:
         raise DataError(
             f"data.source = {config.data.source!r} gives other tokens than this run was made with "

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import msgspec
+
+from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import bpe, ids_tokenizer
 from gpuworkbench.data.documents import TextCorpus
+from gpuworkbench.data.library_tokenizer import LibraryTokenizer
+from gpuworkbench.data.location import absolute_source
+from gpuworkbench.data.same_tokenizer import kept_tokenizer
 from gpuworkbench.data.split import Splitter
 from gpuworkbench.data.tokenizer import ByteTokenizer, Tokenizer
+from gpuworkbench.data.tokenizer_files import absolute_tokenizer, is_path, open_tokenizer
 from gpuworkbench.errors import DataError
+from gpuworkbench.io import Files
 from gpuworkbench.registry import nearest
 
 Progress = Callable[[str, float | None], None]
@@ -38,12 +48,20 @@ def check_tokenizer_name(name: str) -> None:
     if name in ("byte", ids_tokenizer.NAME) or bpe_size(name) is not None:
         return
     choices = ["byte", "bpe-8192", ids_tokenizer.NAME, *encoding_names()]
-    if name not in choices:
+    if name not in choices and not is_path(name):
         close = nearest(name, choices)
         suggestion = f"did you mean {close!r}? " if close else ""
         raise DataError(
-            f"data.tokenizer = {name!r} is not known", f"{suggestion}choices: byte, bpe-N, {', '.join(choices[2:])}"
+            f"data.tokenizer = {name!r} is not known",
+            f"{suggestion}choices: byte, bpe-N, {', '.join(choices[2:])}, or the path of a tokenizer.json",
         )
+
+
+def is_known_name(name: str) -> bool:
+    """Whether a `data.tokenizer` is a name, not a path. DataError as `bpe_size`."""
+    from gpuworkbench.data.tiktoken_names import encoding_names
+
+    return name in ("byte", ids_tokenizer.NAME) or bpe_size(name) is not None or name in encoding_names()
 
 
 def make_tokenizer(
@@ -66,11 +84,14 @@ def make_tokenizer(
             )
         return ids_tokenizer.IdsTokenizer(bin_vocab_size), ("data.tokenizer = ids: prompts and samples are token ids",)
     size = bpe_size(name)
+    if not is_known_name(name):
+        opened = open_tokenizer(Path(name))
+        return opened, exactness_warnings(opened)
     if size is None:
         from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
 
         on_progress(f"loading the {name} vocabulary", None)
-        return tiktoken_tokenizer(name), ()
+        return tiktoken_tokenizer(name, on_progress), ()
     if corpus is None or splitter is None:
         raise DataError(
             f"data.tokenizer = {name!r} cannot be trained on token shards",
@@ -87,6 +108,42 @@ def vocabulary_warnings(name: str, tokenizer: Tokenizer) -> tuple[str, ...]:
     if size is None or tokenizer.vocab_size == size:
         return ()
     return (f"{name}: the text is too small for {size} tokens, the vocabulary has {tokenizer.vocab_size}",)
+
+
+def exactness_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """A line where a tokenizer does not give back what it was given."""
+    if not isinstance(tokenizer, LibraryTokenizer) or tokenizer.is_exact:
+        return ()
+    return (f"{tokenizer.name}: texts do not come back exactly (case, spaces or characters it does not know)",)
+
+
+def absolute_paths(config: DataConfig) -> DataConfig:
+    """The section as a run stores it: paths made absolute, so that a trainer started elsewhere finds them."""
+    tokenizer = config.tokenizer
+    if "\0" not in tokenizer and is_path(tokenizer) and not is_known_name(tokenizer):
+        tokenizer = absolute_tokenizer(tokenizer)
+    return msgspec.structs.replace(config, source=absolute_source(config.source), tokenizer=tokenizer)
+
+
+def pin_tokenizer(config: DataConfig, root: Path, kept: Path | None, files: Files) -> DataConfig:
+    """The config with a tokenizer path replaced by a copy in the cache `root`, named by its hash; names as they are.
+
+    Where the path is gone, the tokenizer that a run keeps in `kept` takes its place. Raises DataError, OSError.
+    """
+    if is_known_name(config.tokenizer):
+        if config.eot_token is not None:
+            raise DataError(
+                f"data.eot_token is for a tokenizer.json, data.tokenizer is {config.tokenizer!r}", "leave it out"
+            )
+        return config
+    path = Path(absolute_tokenizer(config.tokenizer))
+    own = kept_tokenizer(kept) if not os.path.lexists(path) else None
+    tokenizer = own or open_tokenizer(path, config.eot_token)
+    copy = Path(os.path.abspath(root)) / "tokenizers" / tokenizer.sha256[:32]
+    if kept_tokenizer(copy) is None:
+        copy.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(copy, files)
+    return msgspec.structs.replace(config, tokenizer=str(copy), eot_token=None)
 
 
 def sample_text(corpus: TextCorpus, splitter: Splitter, limit_bytes: int = bpe.SAMPLE_BYTES) -> Iterator[str]:

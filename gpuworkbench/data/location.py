@@ -17,7 +17,7 @@ from gpuworkbench.errors import DataError
 from gpuworkbench.io import reading
 
 CACHE_ENV = "GPUWORKBENCH_CACHE_DIR"
-NAMED_SOURCES = ("stdlib", "synthetic", "fineweb10B")
+NAMED_SOURCES = ("stdlib", "synthetic", "fineweb10B", "fineweb100B", "finewebedu10B")
 OFFLINE_FLAGS = "--set data.source=stdlib --set data.tokenizer=bpe-8192"
 
 _KINDS = (

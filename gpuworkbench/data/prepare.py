@@ -10,7 +10,7 @@ from gpuworkbench.data import cache
 from gpuworkbench.data.builder import Builder
 from gpuworkbench.data.checks import check_fits, check_scored
 from gpuworkbench.data.documents import fingerprint_of
-from gpuworkbench.data.encoding import Progress, check_tokenizer_name
+from gpuworkbench.data.encoding import Progress, check_tokenizer_name, pin_tokenizer
 from gpuworkbench.data.location import cache_root
 from gpuworkbench.data.meta import FORMAT
 from gpuworkbench.data.pipeline import Pace
@@ -23,16 +23,24 @@ TEXT_KEYS = ("documents", "clean", "normalize", "min_chars", "dedup")
 
 
 def prepare(
-    config: RunConfig, *, cache_dir: Path | None = None, on_progress: Progress | None = None, files: Files = REAL_FILES
+    config: RunConfig,
+    *,
+    cache_dir: Path | None = None,
+    on_progress: Progress | None = None,
+    kept_tokenizer: Path | None = None,
+    files: Files = REAL_FILES,
 ) -> PreparedData:
     """Find or make the tokens that `config.data` names, and check that they fit the model and the loop.
 
+    `kept_tokenizer` is the folder of a run's own, for when the path that `data.tokenizer` names is gone.
     `on_progress(message, fraction or None)` is called while something is made. Raises DataError in one line for data
     that is missing, malformed or too small, for a vocabulary that cannot be had, and for a cache that cannot be
     written.
     """
     data = with_vocabulary(config)
-    prepared = prepare_data(data, cache_dir=cache_dir, on_progress=on_progress, files=files)
+    prepared = prepare_data(
+        data, cache_dir=cache_dir, on_progress=on_progress, kept_tokenizer=kept_tokenizer, files=files
+    )
     check_fits(config, prepared)
     check_scored(config, prepared)
     return prepared
@@ -46,6 +54,7 @@ def prepare_data(
     workers: int | None = None,
     on_progress: Progress | None = None,
     pace: Pace | None = None,
+    kept_tokenizer: Path | None = None,
     files: Files = REAL_FILES,
 ) -> PreparedData:
     """Find or make the tokens of a `data` section, in the cache or as the folder `out`. Raises DataError as `prepare`.
@@ -56,7 +65,11 @@ def prepare_data(
     report = on_progress or (lambda message, fraction: None)
     root = cache_root(cache_dir)
     check_tokenizer_name(config.tokenizer)
-    source = resolve_source(config, root)
+    try:
+        config = pin_tokenizer(config, root, kept_tokenizer, files)
+    except OSError as error:
+        raise cache.cannot_write(root, error) from error
+    source = resolve_source(config, root, report)
     _check_text_keys(config, source)
     key = _key(config, source)
     home = Path(os.path.abspath(root)) / "data" / key if out is None else Path(os.path.abspath(out.expanduser()))

@@ -21,6 +21,7 @@ class PreparedData:
     directory: Path
     sha256: str
     tokenizer_name: str
+    tokenizer_sha256: str
     vocab_size: int
     n_train_tokens: int
     n_val_tokens: int
@@ -38,6 +39,7 @@ class PreparedData:
             directory=directory,
             sha256=meta.identity(),
             tokenizer_name=meta.tokenizer_name,
+            tokenizer_sha256=meta.tokenizer_sha256,
             vocab_size=meta.vocab_size,
             n_train_tokens=meta.n_tokens("train"),
             n_val_tokens=meta.n_tokens("val"),

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import platformdirs
 
 from gpuworkbench.config.schema import DataConfig, RunConfig
+from gpuworkbench.data import shard_sets
 from gpuworkbench.data.documents import TextCorpus, fingerprint_of
 from gpuworkbench.data.encoding import bpe_size
+from gpuworkbench.data.hub import OnProgress
 from gpuworkbench.data.ids_tokenizer import NAME as IDS
-from gpuworkbench.data.location import NAMED_SOURCES, OFFLINE_FLAGS, stat_path, unreadable
+from gpuworkbench.data.location import NAMED_SOURCES, stat_path, unreadable
 from gpuworkbench.data.mask import mask_of
 from gpuworkbench.data.records import LossOn
 from gpuworkbench.data.shards import raw_dtype_for
@@ -22,9 +23,6 @@ from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.text_files import open_text
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
-
-FINEWEB = "fineweb10B"
-FINEWEB_TOKENIZER = "gpt2"
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,10 @@ class ShardSource:
                 parts.append(f"{path}\n{info.st_size}\n{info.st_mtime_ns}\n{info.st_ctime_ns}")
         return fingerprint_of("shards", len(self.train), self.loss_on, self.bin_vocab_size, *parts)
 
+    def first(self, n_shards: int | None) -> ShardSource:
+        """The first training shards only; all for None. DataError for fewer than that."""
+        return replace(self, train=shard_sets.take(self.name, self.train, n_shards))
+
 
 Source = TextSource | SyntheticSource | ShardSource
 
@@ -107,8 +109,11 @@ def with_vocabulary(config: RunConfig) -> DataConfig:
     return msgspec.structs.replace(data, bin_vocab_size=config.model.vocab_size)
 
 
-def resolve_source(config: DataConfig, root: Path) -> Source:
-    """Find the source, looking at names and sizes only. `root` is the cache folder. DataError if it is not there."""
+def resolve_source(config: DataConfig, root: Path, report: OnProgress | None = None) -> Source:
+    """Find the source, looking at names and sizes only; a named set of shards is downloaded where it is not there.
+
+    `root` is the cache folder. Raises DataError; DoesNotFitError where the disk is too small for a download.
+    """
     if config.loss_on == "answers" and config.source in ("stdlib", "synthetic"):
         raise DataError(
             f"data.source = {config.source} has no answers, and data.loss_on is answers", "set data.loss_on=auto"
@@ -118,9 +123,10 @@ def resolve_source(config: DataConfig, root: Path) -> Source:
     if config.source == "synthetic":
         text = open_stdlib() if bpe_size(config.tokenizer) is not None else None
         return SyntheticSource(config.synthetic_tokens, text, config.bin_vocab_size)
-    if config.source == FINEWEB:
-        return _as_configured(_find_fineweb(config, root), config)
-    return _as_configured(_from_path(config), config)
+    if config.source in shard_sets.SHARD_SETS:
+        return _as_configured(_named_shards(config, root, report or _say_nothing), config)
+    found = _from_path(config)
+    return _as_configured(found.first(config.shards) if isinstance(found, ShardSource) else found, config)
 
 
 def _as_configured(source: Source, config: DataConfig) -> Source:
@@ -174,18 +180,14 @@ def shards_in(folder: Path) -> ShardSource | None:
     return ShardSource(str(folder), train, val)
 
 
-def _find_fineweb(config: DataConfig, root: Path) -> ShardSource:
-    if config.tokenizer != FINEWEB_TOKENIZER:
-        raise DataError(
-            f"data.source = {FINEWEB} is made with the {FINEWEB_TOKENIZER} tokenizer, "
-            f"data.tokenizer is {config.tokenizer!r}",
-            f"set data.tokenizer={FINEWEB_TOKENIZER}",
-        )
-    folders = (root / FINEWEB, platformdirs.user_data_path("gpuworkbench", appauthor=False) / FINEWEB)
-    for folder in folders:
+def _named_shards(config: DataConfig, root: Path, report: OnProgress) -> ShardSource:
+    """A published set: from a local folder of its name, else from the hub's cache, else downloaded."""
+    shard_sets.check_tokenizer(config)
+    for folder in shard_sets.local_folders(config.source, root):
         if folder.is_dir() and (found := shards_in(folder)) is not None:
-            return found
-    raise DataError(
-        f"data.source = {FINEWEB}: no fineweb_train_*.bin shards in {' or '.join(map(str, folders))}",
-        f"put them there, or use {OFFLINE_FLAGS}",
-    )
+            return found.first(config.shards)
+    return ShardSource(config.source, *shard_sets.hub_shards(config, report))
+
+
+def _say_nothing(message: str, fraction: float | None) -> None:
+    """No progress is wanted."""

@@ -1,22 +1,20 @@
-"""The published vocabularies that tiktoken knows by name (`gpt2`, `cl100k_base`, ...), or a quick, clear refusal.
-
-tiktoken reads its vocabulary files from TIKTOKEN_CACHE_DIR and else downloads them with no time limit. Here the
-download has limits, so that a machine without a network says so within seconds.
-"""
+"""The published vocabularies that tiktoken knows by name (`gpt2`, `cl100k_base`, ...), or a quick, clear refusal."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gpuworkbench.data import tiktoken_files
 from gpuworkbench.data.location import OFFLINE_FLAGS
+from gpuworkbench.data.tiktoken_files import OnProgress, VocabularyError, VocabularyFiles, cache_folder
 from gpuworkbench.data.tokenizer import EOT_TEXT, BpeTokenizer
 from gpuworkbench.errors import DataError
 
-CONNECT_LIMIT_S = 5.0
-READ_LIMIT_S = 15.0
+_LOOK_INTERVAL_S = 0.1
 _PATCH_LOCK = threading.Lock()
 
 
@@ -27,9 +25,9 @@ def encoding_names() -> list[str]:
     return sorted(tiktoken.list_encoding_names())
 
 
-def tiktoken_tokenizer(name: str) -> BpeTokenizer:
+def tiktoken_tokenizer(name: str, on_progress: OnProgress | None = None) -> BpeTokenizer:
     """A published vocabulary as our tokenizer. DataError when its files are neither cached nor downloadable."""
-    encoding = _load_in_time(name)
+    encoding = _load_in_time(name, on_progress or (lambda message, fraction: None))
     ranks: dict[bytes, int] = encoding._mergeable_ranks
     tokens = [b""] * (max(ranks.values()) + 1)
     for token, rank in ranks.items():
@@ -43,56 +41,51 @@ def tiktoken_tokenizer(name: str) -> BpeTokenizer:
     )
 
 
-def _load_in_time(name: str) -> Any:
+def _load_in_time(name: str, report: OnProgress) -> Any:
     """`tiktoken.get_encoding`, in a thread that is left behind if not even the name lookup answers."""
     outcome: dict[str, Any] = {}
-    connected = threading.Event()
     done = threading.Event()
+    files = VocabularyFiles(report)
 
     def work() -> None:
         import tiktoken
 
         try:
-            with _limited_downloads(connected):
+            with _own_files(files):
                 outcome["encoding"] = tiktoken.get_encoding(name)
         except Exception as error:  # noqa: BLE001 - whatever requests, tiktoken or the disk raise is one refusal
             outcome["error"] = error
         finally:
-            connected.set()
             done.set()
 
     threading.Thread(target=work, name=f"tiktoken-{name}", daemon=True).start()
-    if connected.wait(2 * CONNECT_LIMIT_S):
-        done.wait()
+    while not done.wait(_LOOK_INTERVAL_S):
+        if files.asked_s is not None and time.monotonic() - files.asked_s > 2 * tiktoken_files.CONNECT_LIMIT_S:
+            break
     if "encoding" in outcome:
         return outcome["encoding"]
     error = outcome.get("error")
-    reason = type(error).__name__ if error is not None else "no answer"
     raise DataError(
-        f"the vocabulary {name!r} is not in TIKTOKEN_CACHE_DIR and cannot be downloaded ({reason})",
+        f"the vocabulary {name!r} is not in {cache_folder() or 'a cache'} and cannot be downloaded ({_reason(error)})",
         f"go online once, set TIKTOKEN_CACHE_DIR, or use {OFFLINE_FLAGS}",
     ) from error
 
 
+def _reason(error: Exception | None) -> str:
+    if error is None:
+        return "no answer"
+    return str(error) if isinstance(error, VocabularyError) else type(error).__name__
+
+
 @contextmanager
-def _limited_downloads(connected: threading.Event) -> Iterator[None]:
-    """Give tiktoken's downloads a time limit; `connected` is set once a server answers or no download is needed."""
+def _own_files(files: VocabularyFiles) -> Iterator[None]:
+    """Let tiktoken get its files through `files`."""
     from tiktoken import load
 
-    def read_file(blobpath: str) -> bytes:
-        import requests
-
-        if "://" not in blobpath:
-            return original(blobpath)
-        with requests.get(blobpath, timeout=(CONNECT_LIMIT_S, READ_LIMIT_S), stream=True) as response:
-            connected.set()
-            response.raise_for_status()
-            return response.content
-
     with _PATCH_LOCK:
-        original = load.read_file
-        load.read_file = read_file
+        original = load.read_file_cached
+        load.read_file_cached = files.read
         try:
             yield
         finally:
-            load.read_file = original
+            load.read_file_cached = original

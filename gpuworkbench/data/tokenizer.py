@@ -1,7 +1,7 @@
 """Tokenizers: text to ids and back, and the small JSON file that a run keeps of its own.
 
-Two kinds: `byte`, and byte-level BPE (trained here, or one of tiktoken's), which always encodes through tiktoken. A
-saved tokenizer loads without training and without a network.
+Two kinds here: `byte`, and byte-level BPE (trained here, or one of tiktoken's), which always encodes through tiktoken;
+a third in library_tokenizer.py. A saved tokenizer loads without training and without a network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -26,9 +26,10 @@ from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
 
 EOT_TEXT = "<|endoftext|>"
 FILE_NAME = "tokenizer.json"
+FORMAT: Final = "gpuworkbench-tokenizer-1"
 # GPT-2's split into words, numbers, punctuation and spaces (Radford et al. 2019), with possessive quantifiers.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_MAX_FILE_BYTES = 64 * 1024 * 1024
+_MAX_FILE_BYTES = 160 * 1024 * 1024
 _REPLACEMENT = "\ufffd".encode()
 
 Ids = npt.NDArray[np.uint32]
@@ -66,7 +67,7 @@ class Tokenizer(Protocol):
 class TokenizerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is stored. For BPE, `tokens` holds each id's bytes in base64, empty for an id without any."""
 
-    format: Literal["gpuworkbench-tokenizer-1"] = "gpuworkbench-tokenizer-1"
+    format: Literal["gpuworkbench-tokenizer-1"] = FORMAT
     kind: Literal["byte", "bpe", "ids"]
     name: str
     vocab_size: int
@@ -75,15 +76,15 @@ class TokenizerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     tokens: list[str] = []
 
 
-class _Saved:
-    """Saving, identity and decoding, the same for both kinds."""
+class Saved:
+    """Saving and identity, the same for every kind, and the decoding of a table of bytes."""
 
     name: str
     vocab_size: int
     eot_id: int
     _bytes_of_id: list[bytes]
 
-    def _file(self) -> TokenizerFile:
+    def _file(self) -> msgspec.Struct:
         raise NotImplementedError
 
     @cached_property
@@ -106,7 +107,7 @@ class _Saved:
         return b"".join(pieces).decode("utf-8", "replace")
 
 
-class ByteTokenizer(_Saved):
+class ByteTokenizer(Saved):
     """The 256 bytes of UTF-8 and an end-of-text token."""
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class ByteTokenizer(_Saved):
         return TokenizerFile(kind="byte", name=self.name, vocab_size=self.vocab_size, eot_id=self.eot_id)
 
 
-class BpeTokenizer(_Saved):
+class BpeTokenizer(Saved):
     """Byte-level byte-pair encoding (Sennrich et al. 2016) through tiktoken."""
 
     def __init__(
@@ -146,8 +147,8 @@ class BpeTokenizer(_Saved):
         self.name = name
         self.vocab_size = vocab_size
         self.eot_id = eot_id
-        self._pattern = pattern
-        self._tokens = list(tokens)
+        self.pattern = pattern  # splits a text into the pieces that merges stay within
+        self.tokens = list(tokens)
         self._bytes_of_id = [token or _REPLACEMENT for token in tokens]
         self._bytes_of_id += [_REPLACEMENT] * (vocab_size - len(tokens))
         self._bytes_of_id[eot_id] = EOT_TEXT.encode()
@@ -170,13 +171,13 @@ class BpeTokenizer(_Saved):
         return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, dtype=np.uint32)])
 
     def _file(self) -> TokenizerFile:
-        encoded = [base64.b64encode(token).decode() for token in self._tokens]
+        encoded = [base64.b64encode(token).decode() for token in self.tokens]
         return TokenizerFile(
             kind="bpe",
             name=self.name,
             vocab_size=self.vocab_size,
             eot_id=self.eot_id,
-            pattern=self._pattern,
+            pattern=self.pattern,
             tokens=encoded,
         )
 
@@ -198,13 +199,22 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     try:
         if len(content) > _MAX_FILE_BYTES:
             raise ValueError(f"larger than {_MAX_FILE_BYTES} bytes")
-        stored = msgspec.json.decode(content, type=TokenizerFile)
-        return _restore(stored)
+        return restore(content)
     except (msgspec.MsgspecError, ValueError, binascii.Error, OverflowError) as error:
         raise DataError(f"{path} is not a saved tokenizer: {error}") from error
 
 
-def _restore(stored: TokenizerFile) -> Tokenizer:
+class _Kind(msgspec.Struct, frozen=True):
+    kind: Any = None
+
+
+def restore(content: bytes) -> Tokenizer:
+    """The tokenizer of a saved file's content. Raises ValueError, OverflowError, msgspec.MsgspecError."""
+    if msgspec.json.decode(content, type=_Kind).kind == "library":
+        from gpuworkbench.data.library_tokenizer import restore_library
+
+        return restore_library(content)
+    stored = msgspec.json.decode(content, type=TokenizerFile)
     if stored.kind == "byte":
         return ByteTokenizer()
     if not 0 < stored.vocab_size <= 2**24:

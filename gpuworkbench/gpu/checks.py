@@ -201,11 +201,11 @@ def check_caches(cache_dir: Path) -> list[Check]:
     """What is prepared already, and whether GPT-2's vocabulary is here for offline use."""
     size = _tree_bytes(cache_dir)
     detail = "empty: the first run prepares its corpus" if not size else f"{format_bytes(size)} prepared"
-    vocabulary = _tiktoken_cache()
-    present = all((vocabulary / hashlib.sha1(url.encode()).hexdigest()).is_file() for url in _GPT2_URLS)
+    names = [hashlib.sha1(url.encode()).hexdigest() for url in _GPT2_URLS]
+    places = [place for place in _tiktoken_caches(cache_dir) if all((place / name).is_file() for name in names)]
     checks = [Check(name="prepared data", status="ok", detail=f"{detail} in {safe_text(str(cache_dir))}")]
-    if present:
-        return [*checks, Check(name="gpt2 vocabulary", status="ok", detail=f"in {safe_text(str(vocabulary))}")]
+    if places:
+        return [*checks, Check(name="gpt2 vocabulary", status="ok", detail=f"in {safe_text(str(places[0]))}")]
     advice = "data.tokenizer=gpt2 downloads it once; offline use --set data.source=stdlib --set data.tokenizer=bpe-8192"
     return [*checks, Check(name="gpt2 vocabulary", status="n/a", detail="not downloaded yet", advice=advice)]
 
@@ -239,12 +239,12 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-def _tiktoken_cache() -> Path:
-    """Where tiktoken keeps downloads: its own rule (tiktoken/load.py)."""
+def _tiktoken_caches(cache_dir: Path) -> list[Path]:
+    """Where vocabularies are looked for: where tiktoken's variables say, else our cache and tiktoken's default one."""
     for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         if os.environ.get(variable):
-            return Path(os.environ[variable])
-    return Path(tempfile.gettempdir()) / "data-gym-cache"
+            return [Path(os.environ[variable])]
+    return [cache_dir / "tiktoken", Path(tempfile.gettempdir()) / "data-gym-cache"]
 
 
 def _tree_bytes(root: Path, max_files: int = 20_000) -> int:

@@ -13,7 +13,7 @@ from gpuworkbench.config.loader import Override
 from gpuworkbench.config.presets import Preset, configure, load_preset
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml
-from gpuworkbench.data import PreparedData, absolute_source, check_eval_tokens, prepare
+from gpuworkbench.data import PreparedData, absolute_paths, check_eval_tokens, prepare
 from gpuworkbench.errors import DoesNotFitError
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.host import disk_free_bytes, probe_host
@@ -62,9 +62,7 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
     choice: DeviceChoice = select_device(
         config, probe_cards(), request.preset, has_cpu_twin=preset.has_cpu_twin, force=request.force
     )
-    config = msgspec.structs.replace(
-        config, data=msgspec.structs.replace(config.data, source=absolute_source(config.data.source))
-    )
+    config = msgspec.structs.replace(config, data=absolute_paths(config.data))
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:
         check_eval_tokens(config, data.n_val_tokens)

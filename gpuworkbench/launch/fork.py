@@ -10,8 +10,11 @@ import msgspec
 
 from gpuworkbench.config.diff import differences
 from gpuworkbench.config.loader import Override
+from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.config.toml_io import dump_toml, read_config_file
-from gpuworkbench.data import check_eval_tokens, prepare
+from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
+from gpuworkbench.data.encoding import bpe_size
+from gpuworkbench.data.same_tokenizer import check_same_tokenizer, kept_tokenizer
 from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.gpu.fit import select_device
 from gpuworkbench.gpu.nvml import probe_cards
@@ -51,9 +54,8 @@ def fork(
         raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
     reference = newest_intact_checkpoint(paths)
     refuse_past_end(paths, new)
-    new = msgspec.structs.replace(new, data=msgspec.structs.replace(new.data, sha256=None))
     choice = select_device(new, probe_cards())
-    data = prepare(new)
+    new, data = _prepare(old.data, new, paths)
     if new.eval.interval_steps:
         check_eval_tokens(new, data.n_val_tokens)
     resolved = resolve(new, data, choice)
@@ -70,8 +72,35 @@ def fork(
         dump_toml(new),
         files,
         # Within the creation: a fork without its checkpoint would train from nothing.
-        fill=lambda child: copy_checkpoint(reference, child.checkpoint(reference.step), files),
+        fill=lambda child: _fill(child, reference, data, files),
     )
+
+
+def _prepare(old: DataConfig, new: RunConfig, paths: RunPaths) -> tuple[RunConfig, PreparedData]:
+    """The fork's config and data. A vocabulary trained on the parent's text stays that one on another text.
+
+    Trained anew, its ids would mean other tokens than the weights know. DataError for any other tokenizer.
+    """
+
+    def with_data(**changes: str | None) -> RunConfig:
+        return msgspec.structs.replace(new, data=msgspec.structs.replace(new.data, **changes))
+
+    own = kept_tokenizer(paths.tokenizer)
+    new = with_data(sha256=None, tokenizer_sha256=None)
+    if own is not None and new.data.tokenizer == old.tokenizer and bpe_size(old.tokenizer) is not None:
+        changed = any(getattr(old, key) != getattr(new.data, key) for key in ("source", "seed", "val_fraction"))
+        if changed or prepare(new).tokenizer_sha256 != own.sha256:
+            new = with_data(tokenizer=os.path.abspath(paths.tokenizer))
+    data = prepare(new, kept_tokenizer=paths.tokenizer)
+    check_same_tokenizer(old, data, paths.tokenizer)
+    return new, data
+
+
+def _fill(child: RunPaths, reference: CheckpointRef, data: PreparedData, files: Files) -> None:
+    """The checkpoint, and the tokenizer that its weights know: the parent may be removed."""
+    copy_checkpoint(reference, child.checkpoint(reference.step), files)
+    files.mkdir(child.tokenizer)
+    data.tokenizer().save(child.tokenizer, files)
 
 
 def newest_intact_checkpoint(paths: RunPaths) -> CheckpointRef:

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from gpuworkbench.config.schema import MAX_STEPS, RunConfig
-from gpuworkbench.data import PreparedData, absolute_source
+from gpuworkbench.data import PreparedData, absolute_paths
 from gpuworkbench.gpu.fit import DeviceChoice
 from gpuworkbench.gpu.host import physical_cores
 
@@ -30,7 +30,7 @@ def resolve(config: RunConfig, data: PreparedData, choice: DeviceChoice) -> RunC
     return replace(
         config,
         model=replace(config.model, vocab_size=vocab_size),
-        data=replace(config.data, source=absolute_source(config.data.source), sha256=data.sha256),
+        data=replace(absolute_paths(config.data), sha256=data.sha256, tokenizer_sha256=data.tokenizer_sha256),
         train=train,
         memory=memory,
         device=device,

@@ -60,7 +60,7 @@ def resume(
             "add --fork to train on as a new run, or leave it as it was",
         )
     refuse_past_end(paths, new)
-    load_same_tokens(new)
+    load_same_tokens(new, paths.tokenizer)
     if not changed:
         return Resumption(paths, (), newest, is_new_file=False)
     return Resumption(paths, changed, write_attempt_file(paths, dump_toml(new)), is_new_file=True)

@@ -16,7 +16,9 @@ import torch
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.same_tokenizer import load_own_tokenizer
+from gpuworkbench.data.text_stream import TextStream
+from gpuworkbench.data.tokenizer import Tokenizer
 from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
@@ -46,7 +48,7 @@ def main(argument: str) -> int:
     try:
         paths = RunPaths(Path(request.run))
         config = load_config(paths)
-        tokenizer = load_tokenizer(paths.tokenizer)
+        tokenizer = load_own_tokenizer(config.data, paths.tokenizer)
         reference = choose_checkpoint(paths, request.checkpoint)
         model = load_model(config, reference)
         prompt = config.sample.prompt if request.prompt is None else request.prompt
@@ -100,28 +102,18 @@ def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
     return model.eval()
 
 
-MAX_TOKENS_OF_A_CHARACTER = 4  # UTF-8 has at most four bytes for one
-
-
 def stream_text(
     model: LanguageModel, tokenizer: Tokenizer, prompt_ids: list[int], request: SampleRequest
 ) -> Iterator[str]:
     """One piece a token; a piece is empty while a character's bytes are not complete."""
     if not prompt_ids:
         prompt_ids = [tokenizer.eot_id if tokenizer.eot_id is not None else 0]
-    pending: list[int] = []  # tokens that end within a character
-    written = 0
-    for token in generate(
+    stream = TextStream(tokenizer, prompt_ids)
+    tokens = generate(
         model, prompt_ids, request.tokens, temperature=request.temperature, top_k=request.top_k, seed=request.seed
-    ):
-        pending.append(token)
-        written += 1
-        text = tokenizer.decode(pending)
-        if text.endswith("\ufffd") and len(pending) < MAX_TOKENS_OF_A_CHARACTER and written < request.tokens:
-            yield ""
-            continue
-        yield text
-        pending.clear()
+    )
+    for written, token in enumerate(tokens, 1):
+        yield stream.push(token, is_last=written == request.tokens)
 
 
 def emit(value: dict[str, object]) -> None:

@@ -85,7 +85,7 @@ def open_run(
     Raises ConfigError, DataError, RunError, CheckpointError, DoesNotFitError.
     """
     config, file = load_run_config(paths, run_file)
-    data = load_same_tokens(config)
+    data = load_same_tokens(config, paths.tokenizer)
     keep_tokenizer(paths, data)
     try:
         run = build_run(paths, config, data, events, heartbeat)

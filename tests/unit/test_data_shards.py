@@ -15,6 +15,7 @@ from gpuworkbench.data.shards import HEADER_BYTES, UINT16, UINT32, ShardWriter, 
 from gpuworkbench.data.split_writer import SplitWriter
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
+from tests.fixtures.shared_data import shared_data
 
 
 def shard_bytes(tokens: object, *, magic: int = 20240520, version: int = 1, count: int | None = None) -> bytes:
@@ -160,7 +161,10 @@ def test_only_validation_shards_are_refused(tmp_path: Path) -> None:
 
 
 def test_fineweb_absent_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data("tiktoken")))
     with pytest.raises(DataError) as caught:
         prepare(data_config("fineweb10B", "gpt2"), cache_dir=tmp_path / "cache")
     assert "--set data.source=stdlib --set data.tokenizer=bpe-8192" in caught.value.line()

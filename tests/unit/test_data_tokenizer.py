@@ -146,21 +146,21 @@ def test_vocabulary_offline_is_one_quick_line(failure: str, monkeypatch: pytest.
     import requests
     from tiktoken import load, registry
 
-    from gpuworkbench.data import tiktoken_names
+    from gpuworkbench.data import tiktoken_files
 
     released = threading.Event()
 
     def get(address: str, **options: object) -> None:
-        assert options["timeout"] == (tiktoken_names.CONNECT_LIMIT_S, tiktoken_names.READ_LIMIT_S)
+        assert options["timeout"] == (tiktoken_files.CONNECT_LIMIT_S, tiktoken_files.READ_LIMIT_S)
         if failure == "silent":
             released.wait(20)
         raise requests.ConnectionError("no network in tests")
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(requests, "get", get)
-    monkeypatch.setattr(tiktoken_names, "CONNECT_LIMIT_S", 0.2)
+    monkeypatch.setattr(tiktoken_files, "CONNECT_LIMIT_S", 0.2)
     monkeypatch.setattr(registry, "ENCODINGS", {})
-    original = load.read_file
+    original = load.read_file_cached
     start = time.perf_counter()
     with pytest.raises(DataError) as caught:
         tiktoken_tokenizer("gpt2")
@@ -169,9 +169,9 @@ def test_vocabulary_offline_is_one_quick_line(failure: str, monkeypatch: pytest.
     assert "TIKTOKEN_CACHE_DIR" in caught.value.line()
     released.set()
     deadline = time.monotonic() + 5
-    while load.read_file is not original and time.monotonic() < deadline:
+    while load.read_file_cached is not original and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert load.read_file is original
+    assert load.read_file_cached is original
 
 
 def _stored(**changes: object) -> bytes:

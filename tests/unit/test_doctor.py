@@ -152,6 +152,9 @@ def test_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared, vocabulary = checks.check_caches(tmp_path / "cache")
     assert prepared.detail.startswith("2.0 KiB prepared")
     assert vocabulary.status == "ok"
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    (tmp_path / "tiktoken").rename(tmp_path / "cache" / "tiktoken")
+    assert checks.check_caches(tmp_path / "cache")[1].detail == f"in {tmp_path / 'cache' / 'tiktoken'}"
 
 
 def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
