@@ -44,6 +44,7 @@ bench: dev
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.event_replay
 	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.model_folders
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

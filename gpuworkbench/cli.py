@@ -131,6 +131,26 @@ def _add_data_inspect(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
 
 
+def _size(text: str) -> int:
+    from gpuworkbench.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to write, for transformers to load")
+    parser.add_argument("--checkpoint", type=_natural, default=None, metavar="STEP", help="which (default: the newest)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the weights (fp32)")
+    parser.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="largest weights file (5GB)"
+    )
+    parser.add_argument("--force", action="store_true", dest="is_replacing", help="replace the export that is in DIR")
+
+
 class Command(NamedTuple):
     """What a command does, "module:function(arguments) -> exit code", and its own arguments."""
 
@@ -149,6 +169,7 @@ COMMANDS: dict[str, Command] = {
     "stop": Command("save a run's state and stop it", "gpuworkbench.commands.control:run", _add_run),
     "sample": Command("let a run's model write text", "gpuworkbench.commands.sample:run", _add_sample),
     "data": Command("prepare text, look at what a model reads", "gpuworkbench.commands.data:prepare", _add_data),
+    "export": Command("write a run's model as a Hugging Face folder", "gpuworkbench.commands.export:run", _add_export),
     "doctor": Command("check this machine and say what to do", "gpuworkbench.commands.doctor:run", _add_common),
 }
 

@@ -20,10 +20,15 @@ class ModelEntry(NamedTuple):
 
     spec: str  # torch-free: its config struct, with parameter and byte formulas
     implementation: str  # torch: an nn.Module built from that config
+    layout: str | None = None  # torch-free: its published form (gpuworkbench.hf.layout.Layout), where it has one
 
 
 MODELS: Mapping[str, ModelEntry] = {
-    "gpt2": ModelEntry("gpuworkbench.config.families.gpt2:Gpt2Config", "gpuworkbench.models.gpt2:Gpt2"),
+    "gpt2": ModelEntry(
+        "gpuworkbench.config.families.gpt2:Gpt2Config",
+        "gpuworkbench.models.gpt2:Gpt2",
+        layout="gpuworkbench.hf.gpt2:LAYOUT",
+    ),
 }
 
 # name -> "module:function(params_by_name, OptimizerConfig, device) -> torch.optim.Optimizer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 NOT_AVAILABLE = "n/a"
 KIB = 1024
@@ -25,6 +26,25 @@ def format_bytes(num_bytes: float | None) -> str:
         if round(abs(num_bytes) / size, 1) < 1024:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes / GIB:.2f} GiB"
+
+
+_SIZE = re.compile(
+    r"(?P<whole>\d{1,15})(\.(?P<fraction>\d{1,3}))? ?(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE | re.ASCII
+)
+
+
+def parse_bytes(text: str) -> int:
+    """`5GB` -> 5,000,000,000; `500MiB`, `1.5G` and plain bytes too. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match["binary"] and not match["unit"]):
+        raise ValueError(f"{text[:80]!r} is not a size such as 5GB or 500MiB")
+    power = " kmgt".index(match["unit"].lower() or " ")
+    scale: int = (KIB if match["binary"] else 1000) ** power
+    fraction = match["fraction"] or "0"
+    size = int(match["whole"]) * scale + int(fraction) * scale // int("1" + "0" * len(fraction))
+    if size < 1:
+        raise ValueError("a size is at least one byte")
+    return size
 
 
 def format_duration(seconds: float | None) -> str:

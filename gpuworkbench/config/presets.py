@@ -102,6 +102,19 @@ def load_preset(name_or_path: str) -> Preset:
     return Preset(name, path, text, table, config)
 
 
+class Request(NamedTuple):
+    """A preset's table and what is to be set on top of it; `name` and `where` are for errors."""
+
+    table: Mapping[str, Any]
+    overrides: tuple[Override, ...]
+    name: str
+    where: str
+
+    def build(self) -> RunConfig:
+        """The validated config. Raises ConfigError."""
+        return build_overridden(self.table, self.overrides, self.name, self.where)
+
+
 def configure(
     preset: Preset,
     *,
@@ -110,7 +123,19 @@ def configure(
     cpu_twin: bool = False,
     steps: int | None = None,
 ) -> RunConfig:
-    """The preset with its overrides applied and validated. Raises ConfigError.
+    """The preset with its overrides applied and validated, as `request(...).build()`. Raises ConfigError."""
+    return request(preset, sets=sets, environ=environ, cpu_twin=cpu_twin, steps=steps).build()
+
+
+def request(
+    preset: Preset,
+    *,
+    sets: Iterable[Override] = (),
+    environ: Mapping[str, str] | None = None,
+    cpu_twin: bool = False,
+    steps: int | None = None,
+) -> Request:
+    """The preset, or its CPU twin, with overrides on top. Raises ConfigError.
 
     `steps` is `--steps N`; `environ` defaults to nothing (callers pass os.environ).
     """
@@ -120,4 +145,4 @@ def configure(
     where = str(preset.path)
     table = twin_table(preset.table, where) if cpu_twin else merge(preset.table, {})
     table.pop("cpu_twin", None)
-    return build_overridden(table, overrides, f"{preset.name} (CPU twin)" if cpu_twin else preset.name, where)
+    return Request(table, tuple(overrides), f"{preset.name} (CPU twin)" if cpu_twin else preset.name, where)

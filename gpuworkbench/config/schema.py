@@ -136,6 +136,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         | None
     ) = None
     threads: Annotated[int, doc("CPU threads of the trainer; default: the physical cores", ge=1, le=4096)] | None = None
+    init_from: Annotated[
+        str,
+        doc("weights to start from: a folder with config.json and safetensors, or hf:OWNER/NAME; empty: random ones"),
+    ] = ""
+    init_sha256: Annotated[str, doc("identity of those weights (stored, never set by hand)")] | None = None
     on_nonfinite: Annotated[
         Literal["stop", "rollback"],
         doc("a NaN or Inf loss or gradient: stop the run, or go back to the last checkpoint and skip that data"),
@@ -278,6 +283,11 @@ class RunConfig(Section, frozen=True, kw_only=True):
     def train_seq_len(self) -> int:
         """Tokens per training sequence (`train.seq_len`, else `model.seq_len`)."""
         return self.train.seq_len or self.model.seq_len
+
+    @property
+    def has_open_sizes(self) -> bool:
+        """Whether model sizes are still to be read from the weights that the run starts from."""
+        return bool(self.train.init_from) and self.train.init_sha256 is None
 
     @property
     def eval_micro_batch_size(self) -> int:

@@ -22,8 +22,9 @@ class Problem(NamedTuple):
 
 def problems(config: RunConfig) -> Iterator[Problem]:
     """Everything wrong with a config whose single values are in range."""
-    for key, what, fix in config.model.problems():
-        yield Problem(key, what, fix)
+    if not config.has_open_sizes:
+        for key, what, fix in config.model.problems():
+            yield Problem(key, what, fix)
     yield from _names(config)
     yield from _lengths(config)
     if config.hybrid.enabled:
@@ -59,7 +60,7 @@ def _names(config: RunConfig) -> Iterator[Problem]:
 
 
 def _lengths(config: RunConfig) -> Iterator[Problem]:
-    if config.train_seq_len > config.model.seq_len:
+    if config.train_seq_len > config.model.seq_len and not config.has_open_sizes:
         yield Problem(
             "train.seq_len",
             f"{config.train_seq_len} tokens are more than the model's {config.model.seq_len} positions",
@@ -68,7 +69,7 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
     if config.train.max_steps is None and config.train.max_epochs is None:
         yield Problem("train.max_steps", "is missing, and so is train.max_epochs", "set one of them, or use --steps N")
     batch_tokens = config.eval_micro_batch_size * config.train_seq_len
-    if config.eval.interval_steps and config.eval.tokens % batch_tokens:
+    if config.eval.interval_steps and config.eval.tokens % batch_tokens and not config.has_open_sizes:
         below = config.eval.tokens // batch_tokens * batch_tokens
         choices = [n for n in (below, below + batch_tokens) if n]
         yield Problem(

@@ -18,7 +18,9 @@ def check_fits(config: RunConfig, prepared: PreparedData) -> None:
     if wanted and prepared.vocab_size > wanted:
         raise DataError(
             f"model.vocab_size is {wanted}, the tokenizer {prepared.tokenizer_name!r} has {prepared.vocab_size} tokens",
-            "set model.vocab_size to 0 (the tokenizer's) or to at least that many",
+            "choose the tokenizer that belongs to the weights"
+            if config.train.init_from
+            else "set model.vocab_size to 0 (the tokenizer's) or to at least that many",
         )
     if prepared.tokenizer_name == IDS and config.sample.interval_steps:
         prepared.tokenizer().encode(config.sample.prompt)  # now, not at the first sample

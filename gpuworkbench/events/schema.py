@@ -46,6 +46,9 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     max_steps: Count | None = None
     n_params: Count | None = None
     is_cpu_twin: bool = False
+    init_from: str | None = None  # the folder whose weights this attempt began with
+    init_tensors: Count | None = None
+    init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
 
 
 class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
@@ -62,6 +65,9 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
     max_steps: Count | None = None
     n_params: Count | None = None
     is_cpu_twin: bool = False
+    init_from: str | None = None  # the folder whose weights this attempt began with
+    init_tensors: Count | None = None
+    init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
 
 
 class PhaseChanged(Event, frozen=True, kw_only=True, tag="phase_changed"):

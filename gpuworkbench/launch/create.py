@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from gpuworkbench.config.loader import Override
-from gpuworkbench.config.presets import Preset, configure, load_preset
+from gpuworkbench.config.presets import Preset, load_preset
+from gpuworkbench.config.presets import request as preset_request
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml
 from gpuworkbench.data import PreparedData, absolute_paths, check_eval_tokens, prepare
@@ -18,6 +19,7 @@ from gpuworkbench.errors import DoesNotFitError
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.host import disk_free_bytes, probe_host
 from gpuworkbench.gpu.nvml import probe_cards
+from gpuworkbench.launch.pretrained import with_pretrained
 from gpuworkbench.launch.resolve import resolve
 from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.runs.create import create_run, refuse_taken
@@ -56,12 +58,15 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
     if request.run_id is not None:
         refuse_taken(RunPaths(request.runs_dir / validate_run_id(request.run_id)))
     preset = load_preset(request.preset)
-    config = configure(
+    asked = preset_request(
         preset, sets=request.sets, environ=request.environ, cpu_twin=request.cpu_twin, steps=request.steps
     )
+    config = asked.build()
     choice: DeviceChoice = select_device(
         config, probe_cards(), request.preset, has_cpu_twin=preset.has_cpu_twin, force=request.force
     )
+    if config.train.init_from:
+        config = with_pretrained(asked, config.train.init_from, on_progress)
     config = msgspec.structs.replace(config, data=absolute_paths(config.data))
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:

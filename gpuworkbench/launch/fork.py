@@ -52,6 +52,8 @@ def fork(
     new = changed_config(old, sets, steps, environ)
     if any(difference.key.startswith("model.") for difference in differences(old, new)):
         raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
+    if new.train.init_from != old.train.init_from or new.train.init_sha256 != old.train.init_sha256:
+        raise ConfigError("a fork starts from its checkpoint", "start a new run to change train.init_from")
     reference = newest_intact_checkpoint(paths)
     refuse_past_end(paths, new)
     choice = select_device(new, probe_cards())

@@ -95,7 +95,16 @@ def _started(event: schema.RunStarted | schema.RunResumed, state: RunState) -> l
     twin = ", CPU twin" if event.is_cpu_twin else ""
     parameters = f", {format_count(event.n_params)} parameters" if event.n_params is not None else ""
     what = "run" if isinstance(event, schema.RunStarted) else f"resumed from step {event.from_step}: run"
-    return [Line(f"{what} {one_line(event.run_id)} (preset {one_line(event.preset)}{twin}{parameters}) on {where}")]
+    first = Line(f"{what} {one_line(event.run_id)} (preset {one_line(event.preset)}{twin}{parameters}) on {where}")
+    return [first, *_began_with(event)]
+
+
+def _began_with(event: schema.RunStarted | schema.RunResumed) -> list[Line]:
+    if event.init_from is None:
+        return []
+    stored = f", stored as {one_line(', '.join(event.init_dtypes))}" if event.init_dtypes else ""
+    tensors = f"{event.init_tensors} tensors" if event.init_tensors is not None else "weights"
+    return [Line(f"started from {tensors} in {one_line(event.init_from)}{stored}")]
 
 
 def _phase_changed(event: schema.PhaseChanged, state: RunState) -> list[Line]:

@@ -52,7 +52,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
         "is_cpu_twin": config.is_cpu_twin,
     }
     kind = RunStarted if events.attempt == 1 else RunResumed
-    events.emit(kind, step=step, from_step=step, **run.start_event_fields)
+    events.emit(kind, step=step, from_step=step, **run.start_event_fields, **began_with(run))
     previous = (read_env(run.paths) or [{}])[-1]
     record = {**environment(run), "run_file": file.path.name}
     for change in config_changes(run.paths, previous, file.path):
@@ -71,6 +71,14 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
         planned_steps=max(run.max_steps - step, 0),
     )
     run.heartbeat.progress(step)
+
+
+def began_with(run: TrainingRun) -> dict[str, Any]:
+    """Which published weights this attempt began with; nothing where it began with none."""
+    loaded = run.pretrained
+    if loaded is None:
+        return {}
+    return {"init_from": loaded.folder, "init_tensors": loaded.n_tensors, "init_dtypes": loaded.dtypes}
 
 
 def config_changes(paths: RunPaths, previous: Mapping[str, Any], newest: Path) -> list[Difference]:

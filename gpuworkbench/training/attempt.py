@@ -23,6 +23,7 @@ from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import save_checkpoint, train
+from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
 
@@ -54,6 +55,12 @@ def refuse_lost_checkpoints(paths: RunPaths) -> None:
             f"{paths.run_id}: step {step} was saved, and no checkpoint is left in {paths.checkpoints}",
             "put it back, or start a new run",
         )
+
+
+def begin_with_pretrained(run: TrainingRun) -> None:
+    """Fill the model from `train.init_from`, where that is set. Raises ConfigError."""
+    if run.config.train.init_from:
+        run.pretrained = load_pretrained(run.model, run.config, alive=lambda: run.heartbeat.progress(0))
 
 
 def keep_tokenizer(paths: RunPaths, data: PreparedData) -> None:
@@ -90,6 +97,9 @@ def open_run(
     try:
         run = build_run(paths, config, data, events, heartbeat)
         restored = run.checkpointer.restore()
+        if restored.step is None:
+            refuse_lost_checkpoints(paths)
+            begin_with_pretrained(run)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -97,9 +107,9 @@ def open_run(
             f"weights and optimizer do not fit the {run_device(config)}: {first_line(error)}",
             "choose a smaller preset or model",
         ) from None
-    if restored.step is None:
-        refuse_lost_checkpoints(paths)
     announce(run, file, restored)
+    if run.pretrained is not None:
+        save_checkpoint(run, wait=True)  # from here on the run needs the folder no more
     keep_settings(run, live_changes_at(paths.events, restored.step or 0))
     run.controls = make_controls(run, signals)
     return run

@@ -67,7 +67,8 @@ def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
     run.heartbeat.progress(progress.step)
     if progress.step % INDEX_INTERVAL_STEPS == 0:
         run.index.tick()
-    if bad is None and progress.step == 1 and (scored is None or scored > 0):
+    is_fresh = progress.step == 1 and not run.config.train.init_from
+    if bad is None and is_fresh and (scored is None or scored > 0):
         check_initial_loss(run, loss)
     return bad
 

@@ -16,7 +16,6 @@ from gpuworkbench.data.tokenizer import Tokenizer
 from gpuworkbench.events.index import IndexKeeper
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
-from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
@@ -25,6 +24,7 @@ from gpuworkbench.training.checkpoint import Checkpointer
 from gpuworkbench.training.controls import Controls
 from gpuworkbench.training.device import Device, set_up_device
 from gpuworkbench.training.optim import build_optimizer
+from gpuworkbench.training.pretrained import Loaded, make_model
 from gpuworkbench.training.settings import LiveSettings
 from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState, Stateful
 from gpuworkbench.training.telemetry import StepTelemetry
@@ -59,6 +59,7 @@ class TrainingRun:
     controls: Controls | None = None
     start_event_fields: dict[str, Any] = field(default_factory=dict)
     notices: list[tuple[str, str]] = field(default_factory=list)
+    pretrained: Loaded | None = None  # what this attempt filled the model with, where it began with foreign weights
 
     @property
     def max_steps(self) -> int:
@@ -75,10 +76,13 @@ class TrainingRun:
 def build_run(
     paths: RunPaths, config: RunConfig, data: PreparedData, events: EventWriter, heartbeat: HeartbeatWriter
 ) -> TrainingRun:
-    """Model, optimizer, data and checkpointer of a run, freshly initialised. Raises WorkbenchErrors."""
+    """Model, optimizer, data and checkpointer of a run, freshly initialised. Raises WorkbenchErrors.
+
+    With `train.init_from` the model has no values yet: a checkpoint gives them, else `load_pretrained`.
+    """
     device = set_up_device(config)
     precision = resolve_precision(config.memory.precision, device.torch_device)
-    model = build_model(config.model, seed=config.train.seed).to(device.torch_device)
+    model = make_model(config, device.torch_device)
     torch.manual_seed(config.train.seed)
     apply_memory_strategies(model, config)
     optimizer = build_optimizer(model, config.optimizer, device.torch_device)

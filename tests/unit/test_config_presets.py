@@ -46,9 +46,10 @@ def refusal(name_or_path: str | Path) -> str:
 class TestShipped:
     """The directory is the registry."""
 
-    def test_the_six_presets_are_there(self) -> None:
+    def test_the_presets_are_there(self) -> None:
         assert [path.stem for path in iter_preset_paths()] == SHIPPED
         assert SHIPPED == [
+            "gpt2_finetune",
             "quickstart",
             "rtx4090_gpt2_small",
             "rtx5080_1b",

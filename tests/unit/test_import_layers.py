@@ -17,7 +17,7 @@ PACKAGE = "gpuworkbench"
 # Unit (a package, or a module at the top) -> the units it may import. The lowest first.
 SHARED = {"text", "units", "errors", "registry", "io"}
 GROUND = SHARED | {"config", "events"}
-MIDDLE = GROUND | {"runs", "gpu", "data", "plan"}
+MIDDLE = GROUND | {"runs", "gpu", "data", "hf", "plan"}
 TORCH = {"models", "memory", "hybrid", "training", "tools"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": GROUND,
     "gpu": GROUND,
     "data": GROUND,
+    "hf": GROUND,
     "plan": GROUND | {"gpu", "runs"},
     "state": MIDDLE,
     "launch": MIDDLE | {"state"},
