@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 MAX_STEPS = 10**9
 MAX_COUNT = 2**31 - 1  # rows, sequences, tokens: what one tensor dimension may have
 MAX_SEED = 2**63 - 1
+MAX_TOKENS = 10**15
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -159,7 +160,7 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):
-    """The learning rate over the run, as a multiple of optimizer.lr."""
+    """The learning rate over the run, as a multiple of optimizer.lr; and how sequences and batches grow."""
 
     name: Annotated[str, doc("constant, cosine, linear or warmup_stable_decay")] = "cosine"
     warmup_steps: Annotated[
@@ -169,6 +170,23 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
         int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0, le=MAX_STEPS)
     ] = 0
     min_lr_fraction: Annotated[float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)] = 0.0
+    seq_len_start: Annotated[
+        int, doc("tokens per sequence at first, rising to train.seq_len, which it divides; 0: off", ge=0, le=MAX_COUNT)
+    ] = 0
+    seq_len_warmup_tokens: Annotated[
+        int, doc("training tokens over which sequences grow from seq_len_start; 0: off", ge=0, le=MAX_TOKENS)
+    ] = 0
+    batch_start_sequences: Annotated[
+        int,
+        doc("sequences a step at first, rising to micro_batch_size x grad_accum_steps; 0: off", ge=0, le=MAX_COUNT),
+    ] = 0
+    batch_warmup_tokens: Annotated[
+        int, doc("training tokens over which the batch grows from batch_start_sequences; 0: off", ge=0, le=MAX_TOKENS)
+    ] = 0
+    batch_lr_scaling: Annotated[
+        Literal["none", "sqrt", "linear"],
+        doc("learning rate while the batch is smaller: unchanged, times the root of its share, times its share"),
+    ] = "none"
 
 
 class MemoryConfig(Section, frozen=True, kw_only=True):

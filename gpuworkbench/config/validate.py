@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpuworkbench import registry
-from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 
 NAMED_TOKENIZER = re.compile(r"^(byte|bpe-[1-9]\d{2,5}|[A-Za-z0-9_./-]+)$")
 
@@ -27,6 +28,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
             yield Problem(key, what, fix)
     yield from _names(config)
     yield from _lengths(config)
+    yield from _curricula(config)
     if config.hybrid.enabled:
         yield Problem("hybrid.enabled", "this version trains without predicted steps", "set hybrid.enabled = false")
     if config.early_stopping.patience and not config.eval.interval_steps:
@@ -78,3 +80,47 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
             f"{config.eval_micro_batch_size} x {config.train_seq_len} = {batch_tokens}",
             f"set eval.tokens to {' or '.join(map(str, choices))}",
         )
+
+
+def _curricula(config: RunConfig) -> Iterator[Problem]:
+    schedule, train = config.schedule, config.train
+    window, micro, full = config.train_seq_len, train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps
+    length, batch = schedule.seq_len_start, schedule.batch_start_sequences
+    yield from _both_or_neither(schedule, "seq_len_start", "seq_len_warmup_tokens")
+    yield from _both_or_neither(schedule, "batch_start_sequences", "batch_warmup_tokens")
+    if length and length >= window:
+        fix = "set it lower, or both schedule.seq_len_start and schedule.seq_len_warmup_tokens to 0"
+        yield Problem("schedule.seq_len_start", f"{length} is not below train.seq_len = {window}", fix)
+    elif length and window % length:
+        near = _nearest_divisor(window, length)
+        yield Problem(
+            "schedule.seq_len_start", f"{length} does not divide train.seq_len = {window}", f"set it to {near}"
+        )
+    size = f"train.micro_batch_size x train.grad_accum_steps = {full}"
+    if batch and batch >= full:
+        fix = "set it lower, or both schedule.batch_start_sequences and schedule.batch_warmup_tokens to 0"
+        yield Problem("schedule.batch_start_sequences", f"{batch} is not below {size}", fix)
+    elif batch and micro % batch and batch % micro:
+        near = batch // micro * micro or _nearest_divisor(micro, batch)
+        what = f"{batch} neither divides train.micro_batch_size = {micro} nor is a multiple of it"
+        yield Problem("schedule.batch_start_sequences", what, f"set it to {near}")
+    if schedule.batch_lr_scaling != "none" and not batch:
+        yield Problem(
+            "schedule.batch_lr_scaling",
+            f"{schedule.batch_lr_scaling!r} scales with a batch that never grows",
+            "set schedule.batch_start_sequences and schedule.batch_warmup_tokens, or leave it out",
+        )
+
+
+def _both_or_neither(schedule: ScheduleConfig, start: str, warmup: str) -> Iterator[Problem]:
+    for set_one, other in ((start, warmup), (warmup, start)):
+        if getattr(schedule, set_one) and not getattr(schedule, other):
+            what = f"is 0, so schedule.{set_one} = {getattr(schedule, set_one)} does nothing"
+            yield Problem(f"schedule.{other}", what, f"set it too, or schedule.{set_one} to 0")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` next to `wanted`, below `number` itself where there is one."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small[1:])}
+    return min(divisors, key=lambda n: (abs(n - wanted), n))

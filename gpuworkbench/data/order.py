@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 NOT_SCORED = -100  # a target that the loss leaves out, as in torch
+BLOCK_SEQUENCES = 512
 _ROUNDS = 8
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # the finaliser of splitmix64 (Steele, Lea and Flood 2014)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -73,18 +75,33 @@ class SampleOrder:
         parts = []
         while count > 0:
             epoch, index = divmod(position, self.n_windows)
-            here = min(count, self.n_windows - index)
-            parts.append(self.starts(epoch, np.arange(index, index + here)))
-            position, count = position + here, count - here
+            number, inside = divmod(index, BLOCK_SEQUENCES)
+            part = _block(self, epoch, number)[inside : inside + count]
+            parts.append(part)
+            position, count = position + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
-def batch(tokens: Tokens, order: SampleOrder, position: int, batch_size: int) -> tuple[IntArray, IntArray]:
+@lru_cache(maxsize=4)
+def _block(order: SampleOrder, epoch: int, number: int) -> IntArray:
+    """Starts of the epoch's sequences [number, number + 1) * BLOCK_SEQUENCES: computed together, since a permuted
+    number costs a hundred times as much alone."""
+    first = number * BLOCK_SEQUENCES
+    starts = order.starts(epoch, np.arange(first, min(first + BLOCK_SEQUENCES, order.n_windows)))
+    starts.flags.writeable = False
+    return starts
+
+
+def batch(
+    tokens: Tokens, order: SampleOrder, position: int, batch_size: int, part: tuple[int, int] | None = None
+) -> tuple[IntArray, IntArray]:
     """Inputs and targets, int64 (B, T) each, of the `batch_size` sequences from global `position` on.
 
-    `position` counts all sequences consumed since the run began; it is all that a checkpoint has to keep.
+    `position` counts all sequences consumed since the run began; it is all that a checkpoint has to keep. With
+    `part` = (t, j) only part j (0 is the first) of each sequence cut into parts of t tokens, (B, t) each; t divides T.
     """
-    return _cut(tokens, order.starts_at(position, batch_size), order.seq_len)
+    seq_len, number = part or (order.seq_len, 0)
+    return _cut(tokens, order.starts_at(position, batch_size) + number * seq_len, seq_len)
 
 
 def validation_batch(tokens: Tokens, index: int, batch_size: int, seq_len: int) -> tuple[IntArray, IntArray]:
@@ -130,13 +147,16 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+@lru_cache(maxsize=16)
 def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    """Round keys and, last, the epoch's offset word."""
+    """Round keys and, last, the epoch's offset word. Kept, since every batch of an epoch asks for them."""
     digest = b"".join(
         hashlib.blake2b(f"{seed}/{epoch}/{part}".encode(), digest_size=64, person=b"sample-order").digest()
         for part in range(2)
     )
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+    keys.flags.writeable = False
+    return keys
 
 
 def _cut(tokens: Tokens, starts: IntArray, seq_len: int) -> tuple[IntArray, IntArray]:

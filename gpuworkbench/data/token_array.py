@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +23,15 @@ class TokenArray:
         pairs = [(part, mask) for part, mask in zip(parts, masks or [None] * len(parts), strict=True) if len(part)]
         if any(mask is not None and len(mask) != len(part) for part, mask in pairs):
             raise ValueError("a mask has one entry a token")
-        self._parts = tuple(part for part, _ in pairs)
+        # Plain views of the maps: slicing np.memmap itself costs three times as much.
+        self._parts = tuple(np.asarray(part) for part, _ in pairs)
         self._masks = tuple(mask for _, mask in pairs)
         self.has_mask = any(mask is not None for mask in self._masks)  # whether any part has an answer mask
-        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+        self._ends = list(accumulate(len(part) for part in self._parts))
+        self._length = self._ends[-1] if self._parts else 0
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._parts else 0
+        return self._length
 
     def slice(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens [start, start + length) as int64 (length,). Raises IndexError outside of the array."""
@@ -62,10 +66,10 @@ class TokenArray:
     def _stretches(self, start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
         """(part, first index inside of it, how much came before, count) of each part that the slice touches."""
         filled = 0
-        number = int(np.searchsorted(self._ends, start, side="right"))
+        number = bisect_right(self._ends, start)
         while filled < length:
             size = len(self._parts[number])
-            inside = start + filled - (int(self._ends[number]) - size)
+            inside = start + filled - (self._ends[number] - size)
             count = min(size - inside, length - filled)
             yield number, inside, filled, count
             filled += count

@@ -17,6 +17,7 @@ from gpuworkbench.events.fold_state import (
     MAX_KEYS,
     OTHER,
     RING_SIZES,
+    VOIDED,
     FoldState,
     OffloadTotal,
     PhaseSpan,
@@ -176,10 +177,8 @@ class Fold:
                 state.predictions_rejected -= not prediction.accepted
         state.predictions_accepted = max(state.predictions_accepted, 0)
         state.predictions_rejected = max(state.predictions_rejected, 0)
-        for name in ("predictions", "corrections", "micro_corrections", "divergences", "evals", "best_evals"):
+        for name in VOIDED:
             setattr(state, name, [event for event in getattr(state, name) if event.step <= step])
-        state.samples = [event for event in state.samples if event.step <= step]
-        state.recent_steps = [event for event in state.recent_steps if event.step <= step]
         state.checkpoints = [event for event in state.checkpoints if checkpoint_step(event) <= step]
         state.last_step = state.recent_steps[-1] if state.recent_steps else None
         state.tokens_seen = state.last_step.tokens_seen if state.last_step else None
@@ -330,6 +329,7 @@ _HANDLERS: dict[type, Callable[[Fold, Any], None]] = {
     schema.MicroCorrection: Fold._add_micro_correction,
     schema.ConfigChanged: Fold._add_config_changed,
     schema.Divergence: _to_ring("divergences"),
+    schema.CurriculumStage: _to_ring("curriculum_stages"),
     schema.CheckpointSaved: _to_ring("checkpoints"),
     schema.ControlAck: _to_ring("control_acks"),
     schema.Sample: _to_ring("samples"),

@@ -33,7 +33,20 @@ RING_SIZES = {
     "offloads": 64,
     "recent_steps": 64,
     "spans": 1024,
+    "curriculum_stages": 64,
 }
+# What an attempt did beyond the step that a later one begins at is void in these.
+VOIDED = (
+    "predictions",
+    "corrections",
+    "micro_corrections",
+    "divergences",
+    "evals",
+    "best_evals",
+    "samples",
+    "recent_steps",
+    "curriculum_stages",
+)
 MAX_KEYS = 64  # phases, transfer kinds: names come from the log, which is foreign
 OTHER = "other"
 
@@ -122,6 +135,7 @@ class FoldState(Struct):
     samples: list[schema.Sample] = field(default_factory=list)
     config_changes: list[schema.ConfigChanged] = field(default_factory=list)
     control_acks: list[schema.ControlAck] = field(default_factory=list)
+    curriculum_stages: list[schema.CurriculumStage] = field(default_factory=list)
     pauses: list[schema.Paused | schema.Resumed] = field(default_factory=list)
     warnings: list[schema.Warning] = field(default_factory=list)
     errors: list[schema.Error] = field(default_factory=list)

@@ -33,7 +33,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
-    """The first event of a run."""
+    """The first event of a run. `max_tokens`: seen when `max_steps` are done, where steps differ in size."""
 
     run_id: str
     preset: str
@@ -49,6 +49,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     init_from: str | None = None  # the folder whose weights this attempt began with
     init_tensors: Count | None = None
     init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
+    max_tokens: Count | None = None
 
 
 class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
@@ -68,6 +69,7 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
     init_from: str | None = None  # the folder whose weights this attempt began with
     init_tensors: Count | None = None
     init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
+    max_tokens: Count | None = None
 
 
 class PhaseChanged(Event, frozen=True, kw_only=True, tag="phase_changed"):
@@ -79,8 +81,22 @@ class PhaseChanged(Event, frozen=True, kw_only=True, tag="phase_changed"):
     planned_steps: Count | None = None
 
 
+class CurriculumStage(Event, frozen=True, kw_only=True, tag="curriculum_stage"):
+    """From here on steps have another size: `effective_batch_size` sequences of `seq_len` tokens, until
+    `until_tokens` are seen (None: to the end). Also at the beginning of every attempt that has a curriculum."""
+
+    seq_len: Count
+    effective_batch_size: Count
+    grad_accum_steps: Count
+    tokens_seen: Count
+    until_tokens: Count | None = None
+
+
 class Step(Event, frozen=True, kw_only=True, tag="step"):
-    """One optimizer step: training loss in nats per token, before the update of this step."""
+    """One optimizer step: training loss in nats per token, before the update of this step.
+
+    It held `effective_batch_size` sequences of `seq_len` tokens.
+    """
 
     phase: str
     loss: float | None
@@ -96,6 +112,7 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     grad_accum_steps: Count
     precision_switches: Count = 0
     scored_tokens: Count | None = None  # what the loss is the mean of, where an answer mask leaves tokens out
+    seq_len: Count | None = None
 
 
 class Eval(Event, frozen=True, kw_only=True, tag="eval"):
@@ -246,6 +263,7 @@ AnyEvent = (
     RunStarted
     | RunResumed
     | PhaseChanged
+    | CurriculumStage
     | Step
     | Eval
     | Memory

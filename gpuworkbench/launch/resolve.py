@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
+from gpuworkbench.config.curriculum import Curriculum
 from gpuworkbench.config.schema import MAX_STEPS, RunConfig
 from gpuworkbench.data import PreparedData, absolute_paths
 from gpuworkbench.gpu.fit import DeviceChoice
@@ -42,7 +41,7 @@ def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:
     """Total optimizer steps: the smaller of train.max_steps and what train.max_epochs amounts to."""
     limits = [config.train.max_steps] if config.train.max_steps is not None else []
     if config.train.max_epochs is not None:
-        limits.append(max(1, math.ceil(config.train.max_epochs * n_train_tokens / config.tokens_per_step)))
+        limits.append(max(1, Curriculum.of(config).steps_for(config.train.max_epochs * n_train_tokens)))
     return min([*limits, MAX_STEPS])
 
 

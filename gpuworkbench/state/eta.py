@@ -15,11 +15,13 @@ def remaining_s(
     step_time_s: float | None,
     evals: Sequence[tuple[int, float]],
     checkpoints: Sequence[tuple[int, float]],
+    *,
+    steps_s: float | None = None,
 ) -> float | None:
     """Seconds until `max_steps`; `None` where the step time or the end is unknown.
 
     `evals` and `checkpoints` are (step, seconds that training waited), oldest first. A checkpoint is always written
-    at the last step.
+    at the last step. `steps_s` is how long the steps left take where they are not all as long as the last ones.
     """
     if max_steps is None or step_time_s is None:
         return None
@@ -29,7 +31,7 @@ def remaining_s(
     if left and any(saved_at) and max_steps % _interval(saved_at):
         n_checkpoints += 1
     return (
-        left * step_time_s
+        (left * step_time_s if steps_s is None else steps_s)
         + _still_to_come(step, max_steps, [at for at, _ in evals]) * _recent_mean([s for _, s in evals])
         + n_checkpoints * _recent_mean([s for _, s in checkpoints])
     )

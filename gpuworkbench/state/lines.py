@@ -113,6 +113,12 @@ def _phase_changed(event: schema.PhaseChanged, state: RunState) -> list[Line]:
     return [Line(f"{_at(event, state)}  phase {one_line(event.to_phase)}{planned}{why}")]
 
 
+def _curriculum_stage(event: schema.CurriculumStage, state: RunState) -> list[Line]:
+    size = f"{event.effective_batch_size} sequences of {event.seq_len} tokens a step"
+    until = "to the end" if event.until_tokens is None else f"until {format_count(event.until_tokens)} tokens are seen"
+    return [Line(f"{_at(event, state)}  curriculum: {size}, {until}")]
+
+
 def _eval(event: schema.Eval, state: RunState) -> list[Line]:
     best = "  best so far" if event.is_best else ""
     numbers = f"loss {format_loss(event.loss)}  ppl {format_perplexity(event.perplexity)}"
@@ -200,6 +206,7 @@ _WRITERS: dict[type, Callable[[Any, RunState], list[Line]]] = {
     schema.RunStarted: _started,
     schema.RunResumed: _started,
     schema.PhaseChanged: _phase_changed,
+    schema.CurriculumStage: _curriculum_stage,
     schema.Eval: _eval,
     schema.CheckpointSaved: _checkpoint,
     schema.Sample: _sample,

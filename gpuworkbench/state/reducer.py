@@ -59,7 +59,7 @@ class Reducer:
             first_time_unix_s=state.first_time_unix_s,
             last_time_unix_s=state.last_time_unix_s,
             elapsed_s=elapsed_s,
-            eta_s=None if finished else _eta_s(state, step_time_s),
+            eta_s=None if finished else _eta_s(state, step_time_s, tokens_per_s),
             phase=state.phase,
             spans=tuple(state.spans),
             phase_tallies=MappingProxyType(_tallies(state, elapsed_s)),
@@ -95,6 +95,7 @@ _RINGS = (
     "errors",
     "config_changes",
     "control_acks",
+    "curriculum_stages",
     "attempts",
     "finishes",
     "pauses",
@@ -119,13 +120,18 @@ def _known(values: Iterable[float | None]) -> Iterable[float]:
     return (value for value in values if value is not None)
 
 
-def _eta_s(state: FoldState, step_time_s: float | None) -> float | None:
+def _eta_s(state: FoldState, step_time_s: float | None, tokens_per_s: float | None) -> float | None:
+    max_tokens = state.attempt_started.max_tokens if state.attempt_started else None
+    steps_s = None
+    if max_tokens is not None and state.tokens_seen is not None and tokens_per_s:
+        steps_s = max(max_tokens - state.tokens_seen, 0) / tokens_per_s
     return remaining_s(
         state.step,
         state.max_steps,
         step_time_s,
         [(event.step, event.duration_s) for event in state.evals],
         [(checkpoint_step(event), event.stall_s) for event in state.checkpoints],
+        steps_s=steps_s,
     )
 
 

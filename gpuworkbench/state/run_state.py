@@ -81,6 +81,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[schema.Error, ...] = ()
     config_changes: tuple[schema.ConfigChanged, ...] = ()
     control_acks: tuple[schema.ControlAck, ...] = ()
+    curriculum_stages: tuple[schema.CurriculumStage, ...] = ()
     attempts: tuple[schema.RunStarted | schema.RunResumed, ...] = ()
     finishes: tuple[schema.RunFinished, ...] = ()
     pauses: tuple[schema.Paused | schema.Resumed, ...] = ()
@@ -120,6 +121,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
             *self.errors,
             *self.config_changes,
             *self.control_acks,
+            *self.curriculum_stages,
             *self.predictions,
             *self.corrections,
             *self.divergences,

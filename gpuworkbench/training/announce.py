@@ -22,7 +22,7 @@ from gpuworkbench.runs.create import run_files
 from gpuworkbench.runs.env_record import append_env, read_env
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint import Restored
-from gpuworkbench.training.loop import PHASE
+from gpuworkbench.training.loop import PHASE, announce_stage
 from gpuworkbench.training.recovery import warn_of_damage
 from gpuworkbench.training.setup import TrainingRun
 
@@ -48,6 +48,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
         "card": run.device.card,
         "simulated_card": run.device.simulated_card,
         "max_steps": run.max_steps,
+        "max_tokens": max_tokens(run),
         "n_params": config.model.n_params(),
         "is_cpu_twin": config.is_cpu_twin,
     }
@@ -70,6 +71,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
         reason="every step is a full step",
         planned_steps=max(run.max_steps - step, 0),
     )
+    announce_stage(run)
     run.heartbeat.progress(step)
 
 
@@ -79,6 +81,14 @@ def began_with(run: TrainingRun) -> dict[str, Any]:
     if loaded is None:
         return {}
     return {"init_from": loaded.folder, "init_tensors": loaded.n_tensors, "init_dtypes": loaded.dtypes}
+
+
+def max_tokens(run: TrainingRun) -> int | None:
+    """Tokens seen at the end of the run; None where every step has as many."""
+    progress = run.progress
+    if not run.curriculum.is_on:
+        return None
+    return run.curriculum.tokens_after(progress.tokens_seen, max(run.max_steps - progress.step, 0))
 
 
 def config_changes(paths: RunPaths, previous: Mapping[str, Any], newest: Path) -> list[Difference]:

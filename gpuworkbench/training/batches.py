@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gpuworkbench.config.curriculum import Place
 from gpuworkbench.data import TokenArray
 from gpuworkbench.data.order import SampleOrder, batch, validation_batch
 from gpuworkbench.models.head import IGNORE_INDEX
@@ -31,9 +32,12 @@ class TrainBatches:
         self.batch_size = batch_size
         self.device = device
 
-    def at(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets (B, T) int64 of the `batch_size` sequences from `position` on."""
-        x, y = batch(self.tokens, self.order, position, self.batch_size)
+    def at(self, position: int, place: Place | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets (B, T) int64 of the micro-batch from sequence `position` on, whole or as `place` says."""
+        size, part = self.batch_size, None
+        if place is not None:
+            size, part = place.stage.micro_batch_size, (place.stage.seq_len, place.part)
+        x, y = batch(self.tokens, self.order, position, size, part)
         return to_device(x, self.device), to_device(y, self.device)
 
     @property
@@ -41,10 +45,11 @@ class TrainBatches:
         """Whether tokens may not be scored, so that micro-batches weigh differently."""
         return self.tokens.has_mask
 
-    def of_step(self, position: int, grad_accum_steps: int) -> Iterator[MicroBatch]:
-        """The micro-batches of the optimizer step that begins at `position`, weighted so that their sum is the mean
-        over all scored tokens of the step; shares stay on the device."""
-        batches = (self.at(position + number * self.batch_size) for number in range(grad_accum_steps))
+    def of_step(self, position: int, place: Place) -> Iterator[MicroBatch]:
+        """The micro-batches of the optimizer step whose sequences begin at `position`, weighted so that their sum is
+        the mean over all scored tokens of the step; shares stay on the device."""
+        rows = place.stage.micro_batch_size
+        batches = (self.at(position + number * rows, place) for number in range(place.stage.grad_accum_steps))
         if not self.has_mask:
             return (MicroBatch(x, y) for x, y in batches)
         held = list(batches)

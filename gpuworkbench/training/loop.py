@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from gpuworkbench.events.schema import Eval, Sample
+from gpuworkbench.config.curriculum import Stage
+from gpuworkbench.events.schema import CurriculumStage, Eval, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.batches import validation_batches
@@ -60,17 +61,46 @@ def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
     progress = run.progress
     lr = set_learning_rate(run, progress.step + 1)
     loss, grad_norm, scored = optimizer_step(run)
-    progress.step += 1
-    progress.sequences_seen += run.config.train.micro_batch_size * run.config.train.grad_accum_steps
-    progress.tokens_seen += run.config.tokens_per_step
-    bad = run.telemetry.record(Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE, scored))
+    stage = count_step(run)
+    pending = Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE, stage, scored)
+    bad = run.telemetry.record(pending)
     run.heartbeat.progress(progress.step)
     if progress.step % INDEX_INTERVAL_STEPS == 0:
         run.index.tick()
     is_fresh = progress.step == 1 and not run.config.train.init_from
     if bad is None and is_fresh and (scored is None or scored > 0):
         check_initial_loss(run, loss)
+    if bad is None and progress.step < run.max_steps and run.curriculum.place(progress.tokens_seen).stage != stage:
+        bad = run.telemetry.flush()  # what is known of a step comes before what is said after it
+        if bad is None:
+            announce_stage(run)
     return bad
+
+
+def count_step(run: TrainingRun) -> Stage:
+    """Advance the counters by one step; returns the stage of sizes it belonged to."""
+    progress = run.progress
+    place = run.curriculum.place(progress.tokens_seen)
+    progress.step += 1
+    progress.sequences_seen += place.stage.sequences if place.ends_group else 0
+    progress.tokens_seen += place.stage.tokens_per_step
+    return place.stage
+
+
+def announce_stage(run: TrainingRun) -> None:
+    """Emit the size that steps have from here on, where a curriculum changes it."""
+    if not run.curriculum.is_on:
+        return
+    stage = run.curriculum.place(run.progress.tokens_seen).stage
+    run.events.emit(
+        CurriculumStage,
+        step=run.progress.step,
+        seq_len=stage.seq_len,
+        effective_batch_size=stage.sequences,
+        grad_accum_steps=stage.grad_accum_steps,
+        tokens_seen=run.progress.tokens_seen,
+        until_tokens=run.curriculum.end(stage),
+    )
 
 
 def obey_controls(run: TrainingRun) -> None:
@@ -85,7 +115,9 @@ def obey_controls(run: TrainingRun) -> None:
 
 def set_learning_rate(run: TrainingRun, step: int) -> float:
     """The scheduled learning rate of `step` (1 is the first), written into the optimizer."""
-    multiplier = lr_multiplier(step, run.config.schedule, run.max_steps)
+    curriculum, tokens_seen = run.curriculum, run.progress.tokens_seen
+    at, total = curriculum.schedule_step(step, tokens_seen, run.max_steps)
+    multiplier = lr_multiplier(at, run.config.schedule, total) * curriculum.lr_factor(tokens_seen)
     lr = run.config.optimizer.lr * multiplier * run.settings[LR_SCALE]
     set_lr(run.optimizer, lr)
     return lr
@@ -97,11 +129,12 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
 
     The loss is the mean over the step's scored tokens, however they fall on its micro-batches.
     """
-    accum = run.config.train.grad_accum_steps
+    place = run.curriculum.place(run.progress.tokens_seen)
+    accum = place.stage.grad_accum_steps
     position = run.progress.sequences_seen + run.progress.skipped_sequences
     total: torch.Tensor | None = None
     scored: torch.Tensor | None = None
-    for batch in run.train_batches.of_step(position, accum):
+    for batch in run.train_batches.of_step(position, place):
         loss = run.forward(batch.x, batch.y)
         if batch.scored is None or batch.share is None:
             run.scaler.scale(loss / accum if accum > 1 else loss).backward()

@@ -38,6 +38,7 @@ def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
     if rollbacks > MAX_ROLLBACKS:
         raise NonfiniteError(f"{what}, after {MAX_ROLLBACKS} rollbacks", hint)
     cursor = run.progress.sequences_seen + run.progress.skipped_sequences
+    cursor += run.curriculum.place(run.progress.tokens_seen).begun_windows
     overridden = dict(run.settings.overridden)
     run.checkpointer.wait()
     restored = run.checkpointer.restore()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gpuworkbench import registry
+from gpuworkbench.config.curriculum import Curriculum
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, check_eval_tokens
 from gpuworkbench.data.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ class TrainingRun:
     data: PreparedData
     tokenizer: Tokenizer
     train_batches: TrainBatches
+    curriculum: Curriculum
     n_eval_batches: int
     progress: Progress
     settings: LiveSettings
@@ -116,6 +118,7 @@ def build_run(
             config.train.micro_batch_size,
             device.torch_device,
         ),
+        curriculum=Curriculum.of(config),
         n_eval_batches=n_eval_batches,
         progress=progress,
         settings=settings,
@@ -135,9 +138,6 @@ def build_run(
             events,
             device,
             precision=precision.name,
-            tokens_per_step=config.tokens_per_step,
-            effective_batch_size=config.train.micro_batch_size * config.train.grad_accum_steps,
-            grad_accum_steps=config.train.grad_accum_steps,
             interval_steps=config.train.log_interval_steps,
             scaler_skips_inf=precision.needs_scaler,
         ),
@@ -158,12 +158,22 @@ def make_forward(model: nn.Module, config: RunConfig, precision: Precision, devi
     if config.device.compile != "off":
         mode = None if config.device.compile == "default" else config.device.compile
         network = torch.compile(model, mode=mode, dynamic=False)
+        allow_recompiles(len(Curriculum.of(config).shapes()))
 
     def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with autocast(precision, device):
             return network(x, y)
 
     return forward
+
+
+def allow_recompiles(n_shapes: int) -> None:
+    """Let torch.compile make a kernel for each shape of a curriculum, in training and in validation.
+
+    Beyond its limit (8) it falls back to eager execution, silently but for a line in trainer.log.
+    """
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * n_shapes + 2)
 
 
 def _eval_batches(config: RunConfig, data: PreparedData) -> tuple[int, list[tuple[str, str]]]:

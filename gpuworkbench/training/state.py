@@ -145,7 +145,8 @@ class ScalerState:
 
 @dataclass
 class Progress:
-    """The counters of a run. `sequences_seen` is the data cursor: order is a pure function of it."""
+    """The counters of a run. `sequences_seen`, in windows of train.seq_len tokens that have been read to their end, is
+    the data cursor: order is a pure function of it, and the size of steps and parts one of `tokens_seen`."""
 
     step: int = 0
     sequences_seen: int = 0

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from gpuworkbench.config.curriculum import Stage
 from gpuworkbench.events.schema import Memory, Step
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.training.device import Device
@@ -32,6 +33,7 @@ class Pending(NamedTuple):
     lr: float
     tokens_seen: int
     phase: str
+    stage: Stage
     scored: torch.Tensor | None = None  # tokens the loss is the mean of, where an answer mask leaves some out
 
 
@@ -55,9 +57,6 @@ class StepTelemetry:
         device: Device,
         *,
         precision: str,
-        tokens_per_step: int,
-        effective_batch_size: int,
-        grad_accum_steps: int,
         interval_steps: int,
         scaler_skips_inf: bool,
     ) -> None:
@@ -65,9 +64,6 @@ class StepTelemetry:
         self.device = device
         self.precision = precision
         self.precision_switches = 0
-        self.tokens_per_step = tokens_per_step
-        self.effective_batch_size = effective_batch_size
-        self.grad_accum_steps = grad_accum_steps
         self.interval_steps = interval_steps if device.torch_device.type == "cuda" else 1
         self.scaler_skips_inf = scaler_skips_inf
         self._pending: list[Pending] = []
@@ -94,11 +90,15 @@ class StepTelemetry:
         counts = [p.scored for p in self._pending if p.scored is not None]
         scored = iter(torch.stack(counts).tolist() if counts else ())
         now = time.perf_counter()
-        step_time_s = (now - self._window_started_s) / len(self._pending)
+        elapsed_s = now - self._window_started_s
+        step_time_s = elapsed_s / len(self._pending)
+        tokens = sum(pending.stage.tokens_per_step for pending in self._pending)
+        tokens_per_s = tokens / elapsed_s if elapsed_s > 0 else None
         self._window_started_s = now
         bad: NonfiniteStep | None = None
         for pending, (loss, grad_norm) in zip(self._pending, scalars, strict=True):
-            self._emit(pending, loss, grad_norm, step_time_s, None if pending.scored is None else next(scored))
+            scored_tokens = None if pending.scored is None else next(scored)
+            self._emit(pending, loss, grad_norm, (step_time_s, tokens_per_s), scored_tokens)
             if bad is None and not math.isfinite(loss):
                 bad = NonfiniteStep(pending.step, "loss", loss)
             elif bad is None and not math.isfinite(grad_norm) and not self.scaler_skips_inf:
@@ -129,9 +129,15 @@ class StepTelemetry:
         )
 
     def _emit(
-        self, pending: Pending, loss: float, grad_norm: float, step_time_s: float, scored_tokens: int | None
+        self,
+        pending: Pending,
+        loss: float,
+        grad_norm: float,
+        rates: tuple[float, float | None],
+        scored_tokens: int | None,
     ) -> None:
         has_loss = scored_tokens != 0  # a step that met no scored token has none
+        step_time_s, tokens_per_s = rates
         self.events.emit(
             Step,
             step=pending.step,
@@ -142,11 +148,12 @@ class StepTelemetry:
             grad_norm=grad_norm,
             lr=pending.lr,
             tokens_seen=pending.tokens_seen,
-            tokens_per_s=self.tokens_per_step / step_time_s if step_time_s > 0 else None,
+            tokens_per_s=tokens_per_s,
             step_time_s=step_time_s,
             precision=self.precision,
             precision_switches=self.precision_switches,
-            effective_batch_size=self.effective_batch_size,
-            micro_batch_index=self.grad_accum_steps,
-            grad_accum_steps=self.grad_accum_steps,
+            effective_batch_size=pending.stage.sequences,
+            micro_batch_index=pending.stage.grad_accum_steps,
+            grad_accum_steps=pending.stage.grad_accum_steps,
+            seq_len=pending.stage.seq_len,
         )

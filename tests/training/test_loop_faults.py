@@ -172,7 +172,7 @@ def test_the_data_after_a_rollback_is_what_comes_after_the_bad_step(
 ) -> None:
     positions = []
     at = TrainBatches.at
-    monkeypatch.setattr(TrainBatches, "at", lambda self, position: (positions.append(position), at(self, position))[1])
+    monkeypatch.setattr(TrainBatches, "at", lambda self, *where: (positions.append(where[0]), at(self, *where))[1])
     paths = local.create("positions", ROLLBACK)
     with wrapped_forward(bad_loss(bad_inputs, float("nan"))):
         assert local.attempt(paths) == 0
@@ -200,10 +200,10 @@ def killed_on_second_pass(run: Any, step: int) -> None:
     rolled_back = run.events.attempt
     at = run.train_batches.at
 
-    def dying(position: int) -> Any:
+    def dying(*where: Any) -> Any:
         if run.events.attempt > rolled_back and run.progress.step == step:
             raise KeyboardInterrupt
-        return at(position)
+        return at(*where)
 
     run.train_batches.at = dying
     with pytest.raises(KeyboardInterrupt):
@@ -246,11 +246,11 @@ def test_rollback_says_that_a_checkpoint_was_damaged(local: LocalRuns, bad_input
         run = local.open(paths)
         at = run.train_batches.at
 
-        def damaging(position: int) -> Any:
-            if position == 16 * SEQUENCES_PER_STEP and run.progress.rollbacks == 0:
+        def damaging(*where: Any) -> Any:
+            if where[0] == 16 * SEQUENCES_PER_STEP and run.progress.rollbacks == 0:
                 run.checkpointer.wait()
                 (paths.checkpoint(14) / "state.json").write_text("{}")
-            return at(position)
+            return at(*where)
 
         run.train_batches.at = damaging  # type: ignore[method-assign]
         assert finish(run).status == "completed"

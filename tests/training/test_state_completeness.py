@@ -110,9 +110,9 @@ def plant_counter(run: TrainingRun) -> None:
     batches = run.train_batches
     batches.served, at = 0, batches.at  # type: ignore[attr-defined]
 
-    def counted(position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(*where: object) -> tuple[torch.Tensor, torch.Tensor]:
         batches.served += 1  # type: ignore[attr-defined]
-        return at(position)
+        return at(*where)  # type: ignore[arg-type]
 
     batches.at = counted  # type: ignore[method-assign]
 

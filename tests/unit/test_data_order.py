@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import SampleOrder, TokenArray, batch, validation_batch
-from gpuworkbench.data.order import permute
+from gpuworkbench.data import order as order_module
+from gpuworkbench.data.order import IntArray, permute
 
 STORED_STARTS = [938313, 871497, 201801, 214345, 249929, 145256]  # the last is in the second epoch
 
@@ -126,3 +129,40 @@ def test_token_array_equals_concatenation(sizes: list[int], data: st.DataObject)
     assert np.array_equal(tokens.slice(start, length), whole[start : start + length])
     with pytest.raises(IndexError):
         tokens.slice(start, len(whole) - start + 1)
+
+
+class CountedTokens:
+    """As many tokens as 10**13, and a note of every slice asked for."""
+
+    def __init__(self) -> None:
+        self.slices: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return 10**13
+
+    def slice(self, start: int, length: int) -> IntArray:
+        self.slices.append((start, length))
+        return np.arange(start, start + length)
+
+    def scored(self, start: int, length: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("part", [None, (16, 3)])
+@pytest.mark.parametrize("position", [0, 10**6 * 8, 10**15 - 3])
+def test_a_batch_costs_the_same_at_any_position(
+    monkeypatch: pytest.MonkeyPatch, position: int, part: tuple[int, int] | None
+) -> None:
+    """Operations, counted: one slice a sequence, and one block of permuted numbers, rarely two."""
+    permuted, feistel = [], order_module._feistel
+
+    def counting(values: np.ndarray, *rest: Any) -> np.ndarray:
+        permuted.append(values.size)
+        return feistel(values, *rest)
+
+    monkeypatch.setattr(order_module, "_feistel", counting)
+    order_module._block.cache_clear()
+    tokens = CountedTokens()
+    batch(tokens, SampleOrder(len(tokens), 128, 5), position, 8, part)
+    assert [length for _, length in tokens.slices] == [(part[0] if part else 128) + 1] * 8
+    assert 1 <= sum(permuted) <= 2 * order_module.BLOCK_SEQUENCES

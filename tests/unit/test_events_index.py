@@ -205,6 +205,7 @@ def test_a_forged_index_is_ignored(log: Path) -> None:
     too_many.state.warnings = [event for event in events if type(event).__name__ == "Warning"][:1] * 2000
     assert len(too_many.state.warnings) > 2 * RING_SIZES["warnings"]
     renamed = folded(events)
+    renamed.settle()
     renamed.series = {"loss": renamed.series["loss"]}
     for fold in (too_many, renamed):
         save_index(path, log, fold, size)

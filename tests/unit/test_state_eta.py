@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gpuworkbench.state.eta import remaining_s
+from gpuworkbench.state.reducer import Reducer
+from tests.fixtures.event_logs import LogBuilder
 
 
 def test_unknown_without_an_end_or_a_step_time() -> None:
@@ -39,3 +41,16 @@ def test_a_checkpoint_by_hand_does_not_shift_the_interval() -> None:
 def test_only_recent_durations_count() -> None:
     evals = [(10 * i, 100.0 if i < 5 else 1.0) for i in range(1, 10)]
     assert remaining_s(90, 100, 1.0, evals, []) == pytest.approx(10.0 + 1.0)
+
+
+def test_where_steps_grow_tokens_tell_the_time_left() -> None:
+    """60 steps of 0.1 s lie behind, at 10,000 tokens a second; 400,000 tokens are to come."""
+    log = LogBuilder().start(max_steps=100, max_tokens=460_000)
+    for step in range(1, 61):
+        log.step(step)
+    reducer = Reducer()
+    reducer.apply(log.events)
+    assert reducer.snapshot().eta_s == pytest.approx(40.0)
+    log.resume(60, max_steps=200, max_tokens=1_060_000).step(61)
+    reducer.apply(log.events[-2:])
+    assert reducer.snapshot().eta_s == pytest.approx(99.9)

@@ -23,8 +23,9 @@ class ThroughputPanel(Panel):
         history = sparkline(state.series["tokens_per_s"].y, width - 11)
         batch = NOT_AVAILABLE
         if last is not None and view.config is not None:
-            micro, accum = view.config.train.micro_batch_size, last.grad_accum_steps
-            batch = f"{last.effective_batch_size} x {view.config.train_seq_len} tokens ({micro} x {accum})"
+            accum, seq_len = last.grad_accum_steps, last.seq_len or view.config.train_seq_len
+            micro = last.effective_batch_size // max(accum, 1)
+            batch = f"{last.effective_batch_size} x {seq_len} tokens ({micro} x {accum})"
         rows: list[list[Part]] = [
             labelled("rate", format_rate(state.tokens_per_s), "bold"),
             labelled("step time", format_duration(state.step_time_s)),
