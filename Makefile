@@ -45,6 +45,7 @@ bench: dev
 	$(BIN)/python -m benchmarks.event_replay
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.model_folders
+	$(BIN)/python -m benchmarks.optimizers
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
 from gpuworkbench import __version__, registry
-from gpuworkbench.commands import data_arguments
+from gpuworkbench.commands import bench, data_arguments
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 
 TRAIN = "gpuworkbench.commands.train:run"
@@ -170,6 +170,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("let a run's model write text", "gpuworkbench.commands.sample:run", _add_sample),
     "data": Command("prepare text, look at what a model reads", "gpuworkbench.commands.data:prepare", _add_data),
     "export": Command("write a run's model as a Hugging Face folder", "gpuworkbench.commands.export:run", _add_export),
+    "bench": Command("measure on this machine", "gpuworkbench.commands.bench:run", bench.add_arguments),
     "doctor": Command("check this machine and say what to do", "gpuworkbench.commands.doctor:run", _add_common),
 }
 

@@ -23,6 +23,13 @@ class ModelEntry(NamedTuple):
     layout: str | None = None  # torch-free: its published form (gpuworkbench.hf.layout.Layout), where it has one
 
 
+class OptimizerEntry(NamedTuple):
+    """Where an optimizer lives."""
+
+    spec: str  # torch-free: its keys and the state it keeps
+    implementation: str  # torch: function(parameters by role, OptimizerConfig, device) -> torch.optim.Optimizer
+
+
 MODELS: Mapping[str, ModelEntry] = {
     "gpt2": ModelEntry(
         "gpuworkbench.config.families.gpt2:Gpt2Config",
@@ -31,16 +38,23 @@ MODELS: Mapping[str, ModelEntry] = {
     ),
 }
 
-# name -> "module:function(params_by_name, OptimizerConfig, device) -> torch.optim.Optimizer"
-OPTIMIZERS: Mapping[str, str] = {
-    "adamw": "gpuworkbench.training.optim:build_adamw",
+OPTIMIZERS: Mapping[str, OptimizerEntry] = {
+    "adamw": OptimizerEntry("gpuworkbench.config.optimizers:ADAMW", "gpuworkbench.training.optimizers.adamw:build"),
+    "muon": OptimizerEntry("gpuworkbench.config.optimizers:MUON", "gpuworkbench.training.optimizers.muon:build"),
+    "lion": OptimizerEntry("gpuworkbench.config.optimizers:LION", "gpuworkbench.training.optimizers.lion:build"),
+    "adafactor": OptimizerEntry(
+        "gpuworkbench.config.optimizers:ADAFACTOR", "gpuworkbench.training.optimizers.adafactor:build"
+    ),
+    "sgd": OptimizerEntry("gpuworkbench.config.optimizers:SGD", "gpuworkbench.training.optimizers.sgd:build"),
 }
 
 # name -> "module:function(step, ScheduleConfig, max_steps) -> multiplier in [0, 1]"
 SCHEDULES: Mapping[str, str] = {
     "constant": "gpuworkbench.training.lr_schedule:constant",
     "cosine": "gpuworkbench.training.lr_schedule:cosine",
+    "inverse_sqrt": "gpuworkbench.training.lr_schedule:inverse_sqrt",
     "linear": "gpuworkbench.training.lr_schedule:linear",
+    "polynomial": "gpuworkbench.training.lr_schedule:polynomial",
     "warmup_stable_decay": "gpuworkbench.training.lr_schedule:warmup_stable_decay",
 }
 

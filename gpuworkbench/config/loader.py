@@ -13,6 +13,7 @@ import msgspec
 
 from gpuworkbench.config import keys as schema_keys
 from gpuworkbench.config import validate
+from gpuworkbench.config.applicable import drop_strays
 from gpuworkbench.config.schema import SCHEMA_VERSION, RunConfig
 from gpuworkbench.config.toml_io import parse_value, refuse_odd_values
 from gpuworkbench.errors import ConfigError
@@ -96,6 +97,7 @@ def merge(base: Mapping[str, Any], sections: Mapping[str, Any]) -> Table:
 def apply_overrides(table: Mapping[str, Any], overrides: Iterable[Override]) -> Table:
     """`table` with each override applied in turn. Raises ConfigError for a key that does not exist."""
     result = merge(table, {})
+    chosen: set[str] = set()
     for override in overrides:
         known = schema_keys.known_keys(result)
         key = known.get(override.key)
@@ -109,7 +111,8 @@ def apply_overrides(table: Mapping[str, Any], overrides: Iterable[Override]) -> 
         refuse_odd_values(value, override.where, override.key)
         section, _, name = override.key.partition(".")
         result = merge(result, {section: {name: value}})
-    return result
+        chosen.add(override.key)
+    return drop_strays(result, chosen)
 
 
 def twin_table(table: Mapping[str, Any], where: str) -> Table:
@@ -120,7 +123,8 @@ def twin_table(table: Mapping[str, Any], where: str) -> Table:
     twin = table.get("cpu_twin")
     if not twin:
         raise ConfigError(f"{where}: has no [cpu_twin] section", "leave --cpu-twin out, or add the section")
-    merged = merge(table, twin)
+    chosen = {f"{section}.{key}" for section, values in twin.items() if isinstance(values, Mapping) for key in values}
+    merged = drop_strays(merge(table, twin), chosen)
     merged.pop("cpu_twin")
     merged["is_cpu_twin"] = True
     device = table.get("device", {})

@@ -149,26 +149,62 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
-    """The optimizer. Weight decay acts on matrices only, not on biases and norms."""
+    """The optimizer. Weight decay acts on matrices only, not on biases and norms.
 
-    name: Annotated[str, doc("adamw (Loshchilov and Hutter 2019)")] = "adamw"
+    Keys without a default here belong to some optimizers only, and have each one's own default
+    (config/optimizers.py); set for another optimizer they are refused.
+    """
+
+    name: Annotated[str, doc("adamw, muon, lion, adafactor or sgd")] = "adamw"
     lr: Annotated[float, doc("peak learning rate", gt=0.0)] = 6e-4
-    beta1: Annotated[float, doc("decay of the first moment", ge=0.0, lt=1.0)] = 0.9
-    beta2: Annotated[float, doc("decay of the second moment", ge=0.0, lt=1.0)] = 0.95
-    eps: Annotated[float, doc("added to the root of the second moment", gt=0.0)] = 1e-8
-    weight_decay: Annotated[float, doc("decoupled weight decay of matrices", ge=0.0)] = 0.1
+    weight_decay: Annotated[
+        float, doc("weight decay of matrices, decoupled from the gradient (sgd: added to it)", ge=0.0)
+    ] = 0.1
+    beta1: Annotated[float, doc("adamw, muon, lion: decay of the first moment (0.9)", ge=0.0, lt=1.0)] | None = None
+    beta2: (
+        Annotated[float, doc("adamw, muon: decay of the second moment (0.95); lion: 0.99", ge=0.0, lt=1.0)] | None
+    ) = None
+    eps: Annotated[float, doc("adamw, muon: added to the root of the second moment (1e-8)", gt=0.0)] | None = None
+    momentum: Annotated[float, doc("decay of the gradient's sum; muon 0.95, sgd 0.9", ge=0.0, lt=1.0)] | None = None
+    nesterov: Annotated[bool, doc("look ahead along the momentum; muon true, sgd false")] | None = None
+    ns_steps: (
+        Annotated[int, doc("muon: Newton-Schulz iterations that make the update orthogonal (5)", ge=1, le=99)] | None
+    ) = None
+    lr_adjust: (
+        Annotated[
+            Literal["match_rms_adamw", "original"],
+            doc("muon: match_rms_adamw takes AdamW's rates; original is Jordan's scaling by the matrix's shape"),
+        ]
+        | None
+    ) = None
+    adamw_lr_ratio: (
+        Annotated[float, doc("muon: the rate of its AdamW part as a multiple of optimizer.lr (1)", gt=0.0, le=1e4)]
+        | None
+    ) = None
+    beta2_decay: Annotated[float, doc("adafactor: beta2 at step t is 1 - t^this (-0.8)", ge=-10.0, lt=0.0)] | None = (
+        None
+    )
+    clip_threshold: (
+        Annotated[float, doc("adafactor: the update's root mean square is clipped to this (1)", gt=0.0)] | None
+    ) = None
+    relative_step: (
+        Annotated[bool, doc("adafactor: lr is relative to each tensor's root mean square, at least 1e-3 (false)")]
+        | None
+    ) = None
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):
     """The learning rate over the run, as a multiple of optimizer.lr; and how sequences and batches grow."""
 
-    name: Annotated[str, doc("constant, cosine, linear or warmup_stable_decay")] = "cosine"
+    name: Annotated[str, doc("constant, cosine, linear, polynomial, inverse_sqrt or warmup_stable_decay")] = "cosine"
     warmup_steps: Annotated[
         int, doc("steps of linear rise to the peak; shortened when the run is shorter", ge=0, le=MAX_STEPS)
     ] = 0
-    warmdown_steps: Annotated[
-        int, doc("steps of linear fall at the end of warmup_stable_decay", ge=0, le=MAX_STEPS)
-    ] = 0
+    warmdown_steps: Annotated[int, doc("steps of the fall at the end of warmup_stable_decay", ge=0, le=MAX_STEPS)] = 0
+    warmdown_shape: (
+        Annotated[Literal["linear", "1-sqrt", "cosine"], doc("warmup_stable_decay: how its rate falls (linear)")] | None
+    ) = None
+    power: Annotated[float, doc("polynomial: the power of the remaining share (2)", gt=0.0, le=100.0)] | None = None
     min_lr_fraction: Annotated[float, doc("lowest multiple of the peak that the decay reaches", ge=0.0, le=1.0)] = 0.0
     seq_len_start: Annotated[
         int, doc("tokens per sequence at first, rising to train.seq_len, which it divides; 0: off", ge=0, le=MAX_COUNT)

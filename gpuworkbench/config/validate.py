@@ -7,7 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from gpuworkbench import registry
+from gpuworkbench.config.applicable import owners, strays
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 
 NAMED_TOKENIZER = re.compile(r"^(byte|bpe-[1-9]\d{2,5}|[A-Za-z0-9_./-]+)$")
@@ -54,11 +57,20 @@ def _names(config: RunConfig) -> Iterator[Problem]:
             close = registry.nearest(name, table)
             fix = f"did you mean {close!r}? " if close else ""
             yield Problem(key, f"{name!r} is not known", f"{fix}choices: {', '.join(sorted(table))}")
+        else:
+            yield from _strays(config, key.partition(".")[0], name)
     if not config.data.source.strip():
         yield Problem("data.source", "is empty", "name stdlib, synthetic or a path")
     # A path may be any text; whether there is something is the data side's to find out.
     if not (NAMED_TOKENIZER.match(config.data.tokenizer) or "/" in config.data.tokenizer):
         yield Problem("data.tokenizer", f"{config.data.tokenizer!r} is not known", "use byte, bpe-8192, gpt2 or a path")
+
+
+def _strays(config: RunConfig, section: str, name: str) -> Iterator[Problem]:
+    """Keys that would have no effect."""
+    for key in strays(section, msgspec.structs.asdict(getattr(config, section))):
+        what = f"has no effect with {section}.name = {name!r}"
+        yield Problem(f"{section}.{key}", what, f"leave it out; it is for {', '.join(sorted(owners(section)[key]))}")
 
 
 def _lengths(config: RunConfig) -> Iterator[Problem]:

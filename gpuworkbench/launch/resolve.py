@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from gpuworkbench.config.curriculum import Curriculum
-from gpuworkbench.config.schema import MAX_STEPS, RunConfig
+from gpuworkbench.config.optimizers import setting, spec_of
+from gpuworkbench.config.schema import MAX_STEPS, OptimizerConfig, RunConfig
 from gpuworkbench.data import PreparedData, absolute_paths
 from gpuworkbench.gpu.fit import DeviceChoice
 from gpuworkbench.gpu.host import physical_cores
@@ -31,10 +32,16 @@ def resolve(config: RunConfig, data: PreparedData, choice: DeviceChoice) -> RunC
         model=replace(config.model, vocab_size=vocab_size),
         data=replace(absolute_paths(config.data), sha256=data.sha256, tokenizer_sha256=data.tokenizer_sha256),
         train=train,
+        optimizer=resolve_optimizer(config.optimizer),
         memory=memory,
         device=device,
         cpu_twin={},
     )
+
+
+def resolve_optimizer(config: OptimizerConfig) -> OptimizerConfig:
+    """Every key of the optimizer with its value: another version's defaults must not change a run."""
+    return msgspec.structs.replace(config, **{key: setting(config, key) for key in spec_of(config.name).keys})
 
 
 def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:

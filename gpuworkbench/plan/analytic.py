@@ -1,6 +1,6 @@
 """The analytic tier of the planner: bytes by part from formulas alone, in well under a millisecond.
 
-It describes what the trainer does now: weights, gradients and both AdamW moments in fp32, autocast copies of the
+It describes what the trainer does now: weights, gradients and the optimizer's state in fp32, autocast copies of the
 matrices in the precision of the products, every activation kept for backward. All parts are counted as if they were
 at their largest at the same time, so the sum is an upper estimate. Predicted, not measured.
 """
@@ -13,12 +13,12 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
+from gpuworkbench.config.optimizers import optimizer_state_bytes
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
 
 FP32_BYTES = 4
-ADAM_MOMENTS = 2
 # torch.compile recomputes pointwise results: about 20 of 36 bytes per element are still kept.
 COMPILED_SHARE = 20 / 36
 # Plain cross-entropy in backward: log-probabilities, their gradient and the logits' gradient, each fp32.
@@ -75,11 +75,12 @@ def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) 
         return None
     width = compute_bytes or product_bytes(known.memory.precision, kind)
     n_params = known.model.n_allocated_params()
+    state_bytes = optimizer_state_bytes(known.optimizer, known.model.parameter_shapes())
     is_cuda = kind == "cuda"
     sizes = (
         n_params * FP32_BYTES,
         n_params * FP32_BYTES,
-        n_params * FP32_BYTES * ADAM_MOMENTS,
+        state_bytes,
         n_params * width if width < FP32_BYTES else 0,
         activation_bytes(known, width),
         logits_bytes(known, width),
@@ -87,7 +88,7 @@ def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) 
         CUDA_CONTEXT_BYTES if is_cuda else 0,
     )
     total = sum(sizes)
-    saved = n_params * FP32_BYTES * (1 + ADAM_MOMENTS)
+    saved = n_params * FP32_BYTES + state_bytes
     return Estimate(
         parts=MappingProxyType(dict(zip(PARTS, sizes, strict=True))),
         total_bytes=total,

@@ -13,9 +13,19 @@ the run are shortened. A step beyond D gets the decay's end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from gpuworkbench import registry
 from gpuworkbench.config.schema import ScheduleConfig
+
+DEFAULT_POWER = 2.0
+INVERSE_SQRT_STEPS = 10_000
+# How a warm-down falls, as a function of the share that remains.
+_FALLS: dict[str, Callable[[float], float]] = {
+    "linear": lambda remaining: remaining,
+    "1-sqrt": lambda remaining: 1.0 - math.sqrt(1.0 - remaining),
+    "cosine": lambda remaining: 0.5 * (1.0 - math.cos(math.pi * remaining)),
+}
 
 
 def lr_multiplier(step: int, config: ScheduleConfig, max_steps: int) -> float:
@@ -47,9 +57,31 @@ def linear(step: int, config: ScheduleConfig, max_steps: int) -> float:
     return _above_floor(1.0 - _progress(step, warmup_steps, max_steps), config)
 
 
-def warmup_stable_decay(step: int, config: ScheduleConfig, max_steps: int) -> float:
-    """Warm-up, the peak, then a straight fall over the last `warmdown_steps`: f = (D - step + 1) / warmdown_steps.
+def polynomial(step: int, config: ScheduleConfig, max_steps: int) -> float:
+    """Warm-up, then a power of the remaining share: f(p) = (1 - p)^power; linear for a power of 1."""
+    warmup_steps = _warmup_steps(config, max_steps)
+    if step <= warmup_steps:
+        return _rise(step, warmup_steps)
+    power = DEFAULT_POWER if config.power is None else config.power
+    return _above_floor((1.0 - _progress(step, warmup_steps, max_steps)) ** power, config)
 
+
+def inverse_sqrt(step: int, config: ScheduleConfig, max_steps: int) -> float:
+    """Warm-up, then f = sqrt(S / (S + steps since the peak)) with S the warm-up's steps (10,000 without one).
+
+    The rate of "Attention Is All You Need" (Vaswani et al. 2017) and of Adafactor; it does not know the run's end.
+    """
+    warmup_steps = _warmup_steps(config, max_steps)
+    if step <= warmup_steps:
+        return _rise(step, warmup_steps)
+    scale = warmup_steps or INVERSE_SQRT_STEPS
+    return _above_floor(math.sqrt(scale / (scale + min(step, max_steps + 1) - 1 - warmup_steps)), config)
+
+
+def warmup_stable_decay(step: int, config: ScheduleConfig, max_steps: int) -> float:
+    """Warm-up, the peak, then a fall over the last `warmdown_steps`, of which the share p lies behind.
+
+    f(p) by warmdown_shape: linear 1 - p, 1-sqrt 1 - sqrt(p) (Haegele et al. 2024), cosine (1 + cos(pi p)) / 2.
     When both do not fit into the run, each is shortened in proportion.
     """
     warmup_steps, warmdown_steps = config.warmup_steps, config.warmdown_steps
@@ -63,7 +95,7 @@ def warmup_stable_decay(step: int, config: ScheduleConfig, max_steps: int) -> fl
     remaining_steps = max(max_steps - step + 1, 0)
     if remaining_steps >= warmdown_steps:
         return 1.0
-    return _above_floor(remaining_steps / warmdown_steps, config)
+    return _above_floor(_FALLS[config.warmdown_shape or "linear"](remaining_steps / warmdown_steps), config)
 
 
 def _warmup_steps(config: ScheduleConfig, max_steps: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gpuworkbench.errors import CheckpointError
-from gpuworkbench.training.optim import load_optimizer_state_by_name, optimizer_state_by_name
+from gpuworkbench.training.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
 
 STATE_VERSION = 1
 

@@ -62,6 +62,48 @@ def test_cosine_with_warm_up_equals_nanogpt():
     assert ours == pytest.approx([nanogpt(it) for it in range(decay_steps)], rel=1e-12)
 
 
+# transformers counts from 0 and rises with step / W, so the two are compared from the peak on, one step apart.
+WARMUP, STEPS = 10, 60
+OF_TRANSFORMERS = {
+    "polynomial": ({"power": 2.0}, "get_polynomial_decay_schedule_with_warmup", {"power": 2.0, "lr_end": 0.0}),
+    "polynomial to a floor": (
+        {"power": 3.0, "min_lr_fraction": 0.1},
+        "get_polynomial_decay_schedule_with_warmup",
+        {"power": 3.0, "lr_end": 0.1},
+    ),
+    "inverse_sqrt": ({}, "get_inverse_sqrt_schedule", {}),
+    **{
+        f"warmup_stable_decay {shape} {floor}": (
+            {"warmdown_steps": 20, "warmdown_shape": shape, "min_lr_fraction": floor},
+            "get_wsd_schedule",
+            {"num_decay_steps": 20, "decay_type": shape, "min_lr_ratio": floor},
+        )
+        for shape in ("linear", "1-sqrt", "cosine")
+        for floor in (0.0, 0.2)
+    },
+}
+
+
+@pytest.mark.parametrize("case", OF_TRANSFORMERS)
+def test_schedules_equal_those_of_transformers(case):
+    keys, name, theirs = OF_TRANSFORMERS[case]
+    make = getattr(pytest.importorskip("transformers.optimization"), name)
+    steps = {} if name == "get_inverse_sqrt_schedule" else {"num_training_steps": STEPS}
+    expected = torch_curve(lambda o: make(o, num_warmup_steps=WARMUP, **steps, **theirs), STEPS)
+    ours = curve(STEPS, name=case.split()[0], warmup_steps=WARMUP, **keys)
+    assert ours[WARMUP:] == pytest.approx(expected[WARMUP:], abs=1e-12)
+
+
+def test_inverse_sqrt_without_a_warm_up_falls_over_ten_thousand_steps():
+    config = ScheduleConfig(name="inverse_sqrt")
+    assert [lr_multiplier(step, config, 10**6) for step in (1, 10_001, 30_001)] == pytest.approx([1, 0.5**0.5, 0.5])
+
+
+def test_a_power_of_one_is_linear_and_two_is_the_default():
+    assert curve(9, name="polynomial", power=1.0) == pytest.approx(curve(9, name="linear"))
+    assert curve(9, name="polynomial") == pytest.approx([x * x for x in curve(9, name="linear")])
+
+
 def test_warmup_stable_decay_closed_form():
     got = curve(10, name="warmup_stable_decay", warmup_steps=1, warmdown_steps=4)
     assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])

@@ -11,13 +11,8 @@ from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.models import build_model
-from gpuworkbench.training.optim import (
-    build_optimizer,
-    clip_grad_norm,
-    load_optimizer_state_by_name,
-    optimizer_state_by_name,
-    set_lr,
-)
+from gpuworkbench.training.optim import build_optimizer, clip_grad_norm, set_lr
+from gpuworkbench.training.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
 
 CPU = torch.device("cpu")
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1)

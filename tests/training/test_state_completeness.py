@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpuworkbench import registry
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.loop import train
 from gpuworkbench.training.setup import TrainingRun
@@ -32,8 +33,8 @@ COPIES = {r"run\.checkpointer\._buffers\._buffers\[#\d+\]": "host copies of owne
 SETS = {"train.max_steps": 12, "eval.interval_steps": 5, "sample.interval_steps": 6, "checkpoint.interval_steps": 4}
 
 
-def opened(local: LocalRuns, run_id: str) -> TrainingRun:
-    return local.open(local.create(run_id, SETS))
+def opened(local: LocalRuns, run_id: str, optimizer: str = "adamw") -> TrainingRun:
+    return local.open(local.create(run_id, {**SETS, "optimizer.name": optimizer}))
 
 
 def close(run: TrainingRun) -> None:
@@ -79,8 +80,9 @@ def train_and_change(run: TrainingRun) -> None:
     run.checkpointer.wait()
 
 
-def test_no_part_of_the_state_is_forgotten(local: LocalRuns) -> None:
-    run = opened(local, "complete")
+@pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
+def test_no_part_of_the_state_is_forgotten(local: LocalRuns, optimizer: str) -> None:
+    run = opened(local, f"complete-{optimizer}", optimizer)
     python_state, numpy_state = random.getstate(), np.random.get_state()
     assert forgotten(run, lambda: train_and_change(run)) == []
     assert run.progress.step == 12

@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Struct
 
 from gpuworkbench.config.fields import doc
+from gpuworkbench.config.optimizers import ParameterShape
 
 VOCAB_MULTIPLE = 64
 
@@ -56,6 +57,21 @@ class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
         c = self.n_embd
         block = 12 * c * c + 13 * c  # qkv, proj, fc, out with biases, and two LayerNorms
         return self.vocab_size * c + self.seq_len * c + self.n_layer * block + 2 * c
+
+    def parameter_shapes(self) -> list[ParameterShape]:
+        """Every parameter in memory, as (role, shape, how many of them); the tied head is the token table."""
+        c, layers = self.n_embd, self.n_layer
+        return [
+            ParameterShape("table", (self.padded_vocab_size, c), 1),
+            ParameterShape("table", (self.seq_len, c), 1),
+            ParameterShape("hidden", (3 * c, c), layers),
+            ParameterShape("hidden", (c, c), layers),
+            ParameterShape("hidden", (4 * c, c), layers),
+            ParameterShape("hidden", (c, 4 * c), layers),
+            ParameterShape("vector", (c,), 6 * layers + 2),  # two norms of two, two output biases, the final norm
+            ParameterShape("vector", (3 * c,), layers),
+            ParameterShape("vector", (4 * c,), layers),
+        ]
 
     def n_allocated_params(self) -> int:
         """Parameters in memory: as `n_params`, with the vocabulary padded to a multiple of 64."""

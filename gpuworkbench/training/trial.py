@@ -1,0 +1,134 @@
+"""Short trainings in memory, step for step what a run computes: for searches and benchmarks.
+
+The run is built and stepped by the trainer's own functions; its log goes to a scratch directory and the losses are
+taken from the events as they are emitted.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.data import PreparedData
+from gpuworkbench.events.schema import Event, Step
+from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.runs.heartbeat import HeartbeatWriter
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.loop import run_validation, train_one_step
+from gpuworkbench.training.settings import LR_SCALE
+from gpuworkbench.training.setup import TrainingRun, build_run
+
+OnStep = Callable[[list[float | None]], object]  # called after each step with all losses so far
+
+
+class TrialResult(NamedTuple):
+    """Training losses in order (None: no number), the validation loss at the end, how it diverged ("" : it did not)."""
+
+    losses: list[float | None]
+    val_loss: float | None
+    diverged: str
+    seconds: float
+
+
+class LossTap(EventWriter):
+    """A writer that also keeps the training losses."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, attempt=1)
+        self.losses: list[float | None] = []
+
+    def emit(self, cls: type[Any], step: int, **fields: Any) -> Any:
+        """As every writer's."""
+        event: Event = super().emit(cls, step, **fields)
+        if isinstance(event, Step):
+            self.losses.append(event.loss)
+        return event
+
+
+@contextmanager
+def scratch_run(config: RunConfig, data: PreparedData) -> Iterator[tuple[TrainingRun, list[float | None]]]:
+    """A run before its first step, and the list that its losses go to; nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix="gpuworkbench-trial-") as folder:
+        paths = RunPaths(Path(folder))
+        events = LossTap(paths.events)
+        try:
+            run = build_run(paths, config, data, events, HeartbeatWriter(paths.heartbeat))
+            run.model.train()
+            run.telemetry.start_window()
+            yield run, events.losses
+        finally:
+            events.close()
+            run = None  # type: ignore[assignment]
+            gc.collect()  # the model goes before the next one is made
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def with_rate(config: RunConfig, lr: float, seed: int) -> RunConfig:
+    """`config` at another rate and with other initial weights."""
+    replace = msgspec.structs.replace
+    return replace(
+        config, optimizer=replace(config.optimizer, lr=lr), train=replace(config.train, seed=seed, max_epochs=None)
+    )
+
+
+def train_trial(config: RunConfig, data: PreparedData, on_step: OnStep = lambda losses: None) -> TrialResult:
+    """Train `config` to its end and validate. Losses that are no numbers are a result, not an error."""
+    started = time.perf_counter()
+    with scratch_run(config, data) as (run, losses):
+        bad = None
+        while bad is None and run.progress.step < run.max_steps:
+            bad = train_one_step(run)
+            on_step(losses)
+        bad = bad or run.telemetry.flush()
+        if bad is None:
+            run_validation(run)
+        val_loss = run.progress.best_val_loss
+    diverged = f"{bad.what} is {bad.value} at step {bad.step}" if bad else _end_of(losses, val_loss)
+    return TrialResult(list(losses), val_loss, diverged, time.perf_counter() - started)
+
+
+def range_trial(
+    config: RunConfig,
+    data: PreparedData,
+    lrs: Sequence[float],
+    has_diverged: Callable[[Sequence[float | None]], bool],
+    on_step: OnStep = lambda losses: None,
+) -> TrialResult:
+    """One step at each of `lrs`, ended early by `has_diverged`. The schedule's own shape plays no part."""
+    started = time.perf_counter()
+    replace = msgspec.structs.replace
+    flat = replace(
+        with_rate(config, lrs[0], config.train.seed),
+        schedule=replace(config.schedule, name="constant", warmup_steps=0, warmdown_shape=None, power=None),
+    )
+    flat = replace(flat, train=replace(flat.train, max_steps=len(lrs)))
+    with scratch_run(flat, data) as (run, losses):
+        bad = None
+        for lr in lrs:
+            run.settings.overridden[LR_SCALE] = lr / lrs[0]
+            bad = train_one_step(run)
+            on_step(losses)
+            if bad is not None or has_diverged(losses):
+                break
+        bad = bad or run.telemetry.flush()
+    return TrialResult(list(losses), None, bad.what if bad else "", time.perf_counter() - started)
+
+
+def _end_of(losses: Sequence[float | None], val_loss: float | None) -> str:
+    if val_loss is None:
+        return "the validation loss is no number"
+    first = losses[0]
+    if first is not None and len(losses) > 1 and not val_loss < first:
+        return f"it ends at {val_loss:.3f}, above the {first:.3f} it began with"
+    return "" if math.isfinite(val_loss) else "the validation loss is infinite"

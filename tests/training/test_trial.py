@@ -1,0 +1,155 @@
+"""A trial computes what a run computes, bit for bit; what diverges is a result."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from gpuworkbench.config.schema import RunConfig, ScheduleConfig
+from gpuworkbench.data import PreparedData, load_same_tokens
+from gpuworkbench.errors import ExitCode
+from gpuworkbench.plan.lr_search import SearchPlan, has_diverged, range_test_lrs
+from gpuworkbench.plan.lr_search_files import open_search
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.tools import bench_lr
+from gpuworkbench.training import trial as trial_module
+from gpuworkbench.training.attempt import load_run_config
+from gpuworkbench.training.trial import range_trial, train_trial, with_rate
+from tests.fixtures.local_run import LocalRuns
+
+STEPS = 12
+SETS = {"train.max_steps": STEPS, "eval.interval_steps": STEPS}
+
+
+def base(local: LocalRuns, run_id: str, **sets: object) -> tuple[RunPaths, RunConfig, PreparedData]:
+    """A run that is not trained: its configuration and data."""
+    paths = local.create(run_id, {**SETS, **sets})
+    config, _ = load_run_config(paths)
+    return paths, config, load_same_tokens(config)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_trials_losses_are_a_runs_bit_for_bit(local: LocalRuns, optimizer: str) -> None:
+    sets = {**SETS, "optimizer.name": optimizer}
+    run = local.trained(f"run-{optimizer}", {**sets, "optimizer.lr": 3e-3, "train.seed": 5})
+    _, config, data = base(local, f"trial-{optimizer}", **{"optimizer.name": optimizer})
+    for _ in range(2):  # what came before in the process changes nothing
+        result = train_trial(with_rate(config, 3e-3, 5), data)
+        assert result.losses == list(local.losses(run).values())
+        assert result.val_loss == local.events(run, "eval")[-1]["loss"]
+        assert result.diverged == ""
+
+
+def test_nothing_of_a_trial_stays(local: LocalRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    paths, config, data = base(local, "clean")
+    train_trial(config, data)
+    assert list(tmp_path.iterdir()) == []
+    assert not paths.events.exists()
+
+
+def test_another_seed_is_another_start(local: LocalRuns) -> None:
+    _, config, data = base(local, "seeds")
+    first, second = (train_trial(with_rate(config, 1e-3, seed), data).losses for seed in (1, 2))
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("lr", "sets", "words"),
+    [
+        (1e30, {}, "at step"),
+        (3.0, {"optimizer.name": "sgd", "train.grad_clip_norm": 0.0, "schedule.name": "constant"}, ""),
+    ],
+)
+def test_divergence_is_a_result(local: LocalRuns, lr: float, sets: dict[str, object], words: str) -> None:
+    _, config, data = base(local, f"diverges-{len(sets)}", **sets)
+    seen = []
+    result = train_trial(with_rate(config, lr, 1), data, lambda losses: seen.append(len(losses)))
+    assert result.diverged
+    assert words in result.diverged
+    assert seen == list(range(1, len(result.losses) + 1))
+
+
+def test_a_range_test_takes_one_step_at_each_rate(local: LocalRuns) -> None:
+    """Equal to training at the first rate with the live factor that raises it."""
+    _, config, data = base(local, "range")
+    lrs = [1e-4 * 2**index for index in range(8)]
+    result = range_trial(config, data, lrs, lambda losses: False)
+    assert len(result.losses) == len(lrs)
+    flat = msgspec.structs.replace(
+        with_rate(config, lrs[0], config.train.seed), schedule=ScheduleConfig(name="constant")
+    )
+    constant = train_trial(flat, data).losses
+    assert result.losses[:2] == constant[:2]  # the first step is at the first rate
+    assert all(a != b for a, b in zip(result.losses[2:], constant[2:], strict=False))
+    again = range_trial(config, data, lrs, lambda losses: len(losses) == 3)
+    assert again.losses == result.losses[:3]
+
+
+def test_a_range_test_ends_where_the_loss_explodes(local: LocalRuns) -> None:
+    _, config, data = base(local, "explodes")
+    plan = SearchPlan(preset="p", label="p", steps=40, full_steps=40, seeds=(1,), lr_range=(1e-3, 1e6), range_steps=40)
+    result = range_trial(config, data, range_test_lrs(plan), has_diverged)
+    assert 3 < len(result.losses) < 40
+    assert has_diverged(result.losses)
+    assert result.losses[0] is not None
+    assert math.isfinite(result.losses[0])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), MemoryError()]
+)
+def test_a_trial_that_does_not_fit_ends_the_search_in_a_line(
+    local: LocalRuns,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    _, config, _ = base(local, f"full-{type(error).__name__}")
+    plan = SearchPlan(
+        preset="p",
+        label="p",
+        steps=STEPS,
+        full_steps=STEPS,
+        seeds=(1,),
+        lr_range=(1e-3, 1.0),
+        range_steps=5,
+        grid=(1e-3,),
+        adapts=False,
+    )
+    open_search(tmp_path, plan, config)
+    monkeypatch.setattr(trial_module, "train_trial", full)
+    assert bench_lr.main(str(tmp_path)) == ExitCode.DOES_NOT_FIT
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "a trial does not fit the host's memory: " in said
+
+
+def test_a_search_in_this_process_does_what_is_missing(local: LocalRuns, tmp_path: Path) -> None:
+    _, config, data = base(local, "searched")
+    plan = SearchPlan(
+        preset="p",
+        label="p",
+        steps=STEPS,
+        full_steps=STEPS,
+        seeds=(1, 2),
+        lr_range=(1e-3, 1.0),
+        range_steps=5,
+        grid=(1e-3, 1e30),
+        adapts=False,
+    )
+    files = open_search(tmp_path, plan, config)
+    assert bench_lr.main(str(tmp_path)) == 0
+    done = {(each.lr, each.seed): each for each in files.read_trials()}
+    assert set(done) == {(lr, seed) for lr in (1e-3, 1e30) for seed in (1, 2)}
+    assert list(done[1e-3, 2].losses) == train_trial(with_rate(config, 1e-3, 2), data).losses
+    assert done[1e30, 1].diverged
