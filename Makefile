@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN_ID := quickstart-$(shell date -u +%Y%m%d-%H%M%S)
 
 KILLS ?= 200
+KEYS ?= 10000
 
 .PHONY: run test lint types unit soak install dev bench clean help
 
@@ -15,7 +16,7 @@ help:
 	@echo "make run    set up .venv, train the quickstart preset, let it write a sample"
 	@echo "make test   set up .venv, then lint, types and all tests"
 	@echo "make lint   ruff only;  make types   mypy only;  make unit   the quick tests only"
-	@echo "make soak   trainers killed at random moments (KILLS=200), failing system calls (about an hour)"
+	@echo "make soak   trainers killed at random moments (KILLS=200), random keys (KEYS=10000) and sizes (about an hour)"
 	@echo "make bench  the benchmarks behind the figures in README and docs (about half an hour)"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
@@ -38,6 +39,7 @@ unit: dev
 
 soak: dev
 	GPUWORKBENCH_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/process/test_random_kills.py
+	GPUWORKBENCH_SOAK_KEYS=$(KEYS) $(BIN)/python -m pytest tests/tui/test_storm.py
 
 bench: dev
 	$(BIN)/python -m benchmarks.startup
@@ -46,6 +48,7 @@ bench: dev
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.model_folders
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.compare_load
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import sys
@@ -151,6 +152,31 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", dest="is_replacing", help="replace the export that is in DIR")
 
 
+def _axis(text: str) -> str:
+    if text not in ("step", "tokens", "time"):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is none of step, tokens, time")
+    return text
+
+
+def _loss(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a loss; give a number above 0")
+    return value
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=f"two to eight runs, each {RUN_HELP[6:]}")
+    parser.add_argument("--by", type=_axis, default="step", metavar="AXIS", help="step, tokens or time (step)")
+    parser.add_argument(
+        "--target-loss", type=_loss, default=None, metavar="X", help="time to this loss (default: one all reached)"
+    )
+    _add_common(parser)
+
+
 class Command(NamedTuple):
     """What a command does, "module:function(arguments) -> exit code", and its own arguments."""
 
@@ -168,6 +194,7 @@ COMMANDS: dict[str, Command] = {
     "checkpoint": Command("save a run's state now", "gpuworkbench.commands.control:run", _add_run),
     "stop": Command("save a run's state and stop it", "gpuworkbench.commands.control:run", _add_run),
     "sample": Command("let a run's model write text", "gpuworkbench.commands.sample:run", _add_sample),
+    "compare": Command("put runs side by side", "gpuworkbench.commands.compare:run", _add_compare),
     "data": Command("prepare text, look at what a model reads", "gpuworkbench.commands.data:prepare", _add_data),
     "export": Command("write a run's model as a Hugging Face folder", "gpuworkbench.commands.export:run", _add_export),
     "bench": Command("measure on this machine", "gpuworkbench.commands.bench:run", bench.add_arguments),

@@ -19,7 +19,7 @@ import msgspec
 
 from gpuworkbench.commands.bench_lr_report import print_report
 from gpuworkbench.commands.output import say
-from gpuworkbench.commands.train import DataProgress
+from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import Override, build, parse_set
 from gpuworkbench.config.optimizers import spec_of
 from gpuworkbench.config.schema import RunConfig

@@ -6,7 +6,7 @@ to train, how often to look and where to compute are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -47,12 +47,26 @@ class Difference(NamedTuple):
 
 def differences(old: RunConfig, new: RunConfig) -> list[Difference]:
     """Keys whose values differ, in the order of the schema."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    keys = dict.fromkeys([*before, *after])
-    return [Difference(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
+    return [Difference(key, before, after) for key, (before, after) in differing((old, new)).items()]
 
 
-def _flat(config: RunConfig) -> Iterator[tuple[str, Any]]:
+def differing(configs: Sequence[RunConfig | None]) -> dict[str, list[Any]]:
+    """Keys that are not the same in all of `configs`, with each one's value, in the order of the schema.
+
+    A key that a model family lacks is None there. A config that is None (not readable) makes no difference.
+    """
+    tables = [dict(flat(config)) if config is not None else None for config in configs]
+    keys = dict.fromkeys(key for table in tables for key in table or ())
+    found = {}
+    for key in keys:
+        values = [table.get(key) for table in tables if table is not None]
+        if any(value != values[0] for value in values[1:]):
+            found[key] = [None if table is None else table.get(key) for table in tables]
+    return found
+
+
+def flat(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Every `section.key` with its value, without what is bookkeeping."""
     for section, value in msgspec.to_builtins(config).items():
         if section in BOOKKEEPING:
             continue

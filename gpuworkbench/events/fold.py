@@ -27,10 +27,11 @@ from gpuworkbench.events.fold_state import (
 from gpuworkbench.events.schema import AnyEvent
 from gpuworkbench.events.series import DecimatedSeries, SavedSeries, columns
 
-STEP_SERIES = ("loss", "grad_norm", "lr", "tokens_per_s", "step_time_s")
+STEP_SERIES = ("loss", "grad_norm", "lr", "tokens_per_s", "step_time_s", "tokens_seen")
 MEMORY_SERIES = ("allocated_bytes", "reserved_bytes", "host_rss_bytes")
-# A predicted loss has a series of its own: it is never drawn as a measured one.
-SERIES = (*STEP_SERIES, *MEMORY_SERIES, "val_loss", "predicted_loss")
+# A predicted loss has a series of its own: it is never drawn as a measured one. `elapsed_s` is the time of training
+# at each step, and turns steps into a time axis as `tokens_seen` turns them into one of tokens.
+SERIES = (*STEP_SERIES, *MEMORY_SERIES, "val_loss", "predicted_loss", "elapsed_s")
 _STAGE_EVENTS = 4096
 
 
@@ -71,6 +72,8 @@ class Fold:
             else:
                 state.last_mono_s = last_mono_s
                 self._add_rare(event)
+                if self._is_of_no_attempt(event):
+                    continue  # its clock is that of a process that never began to train
             last_mono_s = event.mono_s
         state.n_events += len(events)
         state.last_mono_s = last_mono_s
@@ -134,6 +137,8 @@ class Fold:
             return
         self._noted = len(self._steps)
         state = self.state
+        # Now and not in `settle`: no pause lies between these steps and what is known of pauses.
+        self.series["elapsed_s"].extend(columns(new, "step"), state.elapsed_column_s(columns(new, "mono_s")))
         if {event.phase for event in new} != {state.phase}:
             for event in new:
                 if event.phase != state.phase:
@@ -226,11 +231,19 @@ class Fold:
         self.state.step = event.step
         self._enter_phase(event.to_phase, event.step, event.mono_s, event.reason)
 
+    def _is_of_no_attempt(self, event: AnyEvent) -> bool:
+        """Whether the event is of a resume that was refused before it began: its state was never restored."""
+        started = self.state.attempt_started
+        return started is not None and event.attempt > started.attempt
+
     def _add_finished(self, event: schema.RunFinished) -> None:
         state = self.state
-        state.step = event.step
         state.finished, state.is_paused = event, False
-        self._close_span(event.step, state.elapsed_s(event.mono_s))
+        if self._is_of_no_attempt(event):
+            self._close_span(state.step, state.elapsed_s(state.last_mono_s))
+        else:
+            state.step = event.step
+            self._close_span(event.step, state.elapsed_s(event.mono_s))
         self._ring("finishes", event)
 
     def _add_paused(self, event: schema.Paused) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta, Struct, field
 
 from gpuworkbench.events import schema
@@ -150,6 +152,14 @@ class FoldState(Struct):
         if self.paused_mono_s is not None:
             mono_s = min(mono_s, self.paused_mono_s)
         return self.elapsed_before_s + max(mono_s - self.attempt_mono_s - self.paused_s, 0.0)
+
+    def elapsed_column_s(self, mono_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`elapsed_s` of many moments, (N,) float64."""
+        if self.attempt_mono_s is None:
+            return np.full(len(mono_s), self.elapsed_before_s)
+        if self.paused_mono_s is not None:
+            mono_s = np.minimum(mono_s, self.paused_mono_s)
+        return self.elapsed_before_s + np.maximum(mono_s - self.attempt_mono_s - self.paused_s, 0.0)
 
 
 def checkpoint_step(event: schema.CheckpointSaved) -> int:

@@ -7,13 +7,15 @@ directory that holds a regular run.toml; everything else is passed over.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from gpuworkbench.errors import RunError
+from gpuworkbench.config.toml_io import parse_toml, read_config_file
+from gpuworkbench.errors import ConfigError, RunError
 from gpuworkbench.registry import nearest
 from gpuworkbench.runs.label import read_label
 from gpuworkbench.runs.paths import RunPaths, created_unix_s
@@ -21,6 +23,8 @@ from gpuworkbench.runs.status import RunStatus, derive_status, read_config
 from gpuworkbench.text import safe_text
 
 MAX_LISTED_RUNS = 10_000
+MAX_NOTES_CHARS = 2_000  # in a list; label.json has them all
+_FORK_MARK = re.compile(rb"""forked_from["']?\s*=\s*(?!""\s)""")
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -40,6 +44,8 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     created_unix_s: float | None = None
     last_event_unix_s: float | None = None
     last_checkpoint_step: int | None = None
+    forked_from: str = ""
+    notes: str = ""
 
 
 def list_runs(runs_dir: Path, now: float | None = None) -> list[RunInfo]:
@@ -52,6 +58,7 @@ def run_info(paths: RunPaths, now: float | None = None, created: float | None = 
     """One run's line."""
     config = read_config(paths)
     report = derive_status(paths, now)
+    label = read_label(paths)
     return RunInfo(
         run_id=paths.run_id,
         path=str(paths.root),
@@ -62,12 +69,30 @@ def run_info(paths: RunPaths, now: float | None = None, created: float | None = 
         last_loss=report.last_loss,
         attempt=report.attempt,
         reason=report.reason,
-        name=safe_text(read_label(paths).name, max_chars=200),
+        name=safe_text(label.name, max_chars=200),
+        notes=safe_text(label.notes, multiline=True, max_chars=MAX_NOTES_CHARS),
         is_cpu_twin=config.get("is_cpu_twin") is True,
         created_unix_s=_created(paths.root) if created is None else created,
         last_event_unix_s=report.last_event_unix_s,
         last_checkpoint_step=report.last_checkpoint_step,
+        forked_from=_text(config.get("forked_from")),
     )
+
+
+def forked_from(paths: RunPaths) -> str:
+    """`RUN@STEP` that a run was forked from, "" where it was not. Never raises OSError."""
+    try:
+        data = read_config_file(paths.run_toml)
+        if not _FORK_MARK.search(data):  # most runs: no need to parse
+            return ""
+        return _text(parse_toml(data, str(paths.run_toml)).get("forked_from"))
+    except ConfigError:
+        return ""
+
+
+def forks(runs_dir: Path) -> dict[str, str]:
+    """Every run of a directory with what it was forked from."""
+    return {root.name: forked_from(RunPaths(root)) for root in _run_roots(runs_dir)[:MAX_LISTED_RUNS]}
 
 
 def resolve_run(runs_dir: Path, text: str) -> RunPaths:

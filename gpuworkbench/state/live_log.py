@@ -34,7 +34,9 @@ class LiveLog:
     def __init__(self, path: Path, *, use_index: bool = True) -> None:
         """Start before the first event, or (`use_index`) where the best index of this log ends. Raises RunError."""
         self.path = path
+        self._is_kept = False
         fold, offset = best_index(path) if use_index else (None, 0)
+        self._start_bytes = offset
         self._reader = EventReader(path, offset)
         self._reducer = Reducer(fold)
 
@@ -51,12 +53,16 @@ class LiveLog:
 
     def catch_up(self) -> RunState:
         """Take in all that is there now. A long replay leaves an index in the user's cache for the next time."""
-        start = self._reader.offset
         while self.poll().lines:
             pass
-        if self._reader.offset - start > CACHE_AFTER_BYTES:
-            save_cached_index(self.path, self._reducer.fold, self._reader.offset)
+        self.keep_index()
         return self.state()
+
+    def keep_index(self) -> None:
+        """Leave an index in the user's cache where this replay was long; once, at the log's end."""
+        if not self._is_kept and self._reader.offset - self._start_bytes > CACHE_AFTER_BYTES:
+            self._is_kept = True
+            save_cached_index(self.path, self._reducer.fold, self._reader.offset)
 
     def state(self) -> RunState:
         """The run as far as it was taken in."""

@@ -25,7 +25,7 @@ from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.lock import RunLock
 from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.runs.tail import ATTEMPT_MARK, last_attempt
+from gpuworkbench.runs.tail import ATTEMPT_MARK, last_attempt, tail_events
 from gpuworkbench.training.controls import Signals
 
 
@@ -125,8 +125,10 @@ def _train(
 
 
 def _step_reached(paths: RunPaths, heartbeat: HeartbeatWriter) -> int:
-    """The step of the last progress; before any, that of the newest checkpoint."""
-    return heartbeat.last_step or next((reference.step for reference in list_checkpoints(paths)), 0)
+    """The step of the last progress; before any, that of the newest checkpoint, else what earlier attempts reached."""
+    saved = next((reference.step for reference in list_checkpoints(paths)), None)
+    logged = next((event.step for event in reversed(tail_events(paths.events))), 0)
+    return heartbeat.last_step or (logged if saved is None else saved)
 
 
 if __name__ == "__main__":

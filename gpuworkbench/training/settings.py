@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from gpuworkbench.config.live_keys import LR_SCALE, checked, configured_values
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.training.state import Part
 
-LR_SCALE = "optimizer.lr_scale"
-INTERVALS = ("checkpoint.interval_steps", "eval.interval_steps", "sample.interval_steps")
+__all__ = ["LR_SCALE", "LiveSettings"]
 
 
 @dataclass
@@ -30,15 +29,7 @@ class LiveSettings:
     @classmethod
     def of(cls, config: RunConfig) -> LiveSettings:
         """The configured values, nothing overridden."""
-        return cls(
-            {
-                LR_SCALE: 1.0,
-                "checkpoint.interval_steps": config.checkpoint.interval_steps,
-                "eval.interval_steps": config.eval.interval_steps,
-                "sample.interval_steps": config.sample.interval_steps,
-            },
-            {},
-        )
+        return cls(configured_values(config), {})
 
     def __getitem__(self, key: str) -> float:
         return self.overridden.get(key, self.values[key])
@@ -48,7 +39,7 @@ class LiveSettings:
         if key not in self.values:
             raise ConfigError(f"{key!r} cannot change while a run is going", f"choices: {', '.join(self.values)}")
         old = self[key]
-        self.overridden[key] = _checked(key, value)
+        self.overridden[key] = checked(key, value)
         return old, self.overridden[key]
 
     def state(self) -> Part:
@@ -60,15 +51,4 @@ class LiveSettings:
         self.overridden = {}
         for key, (value, configured) in part.values.items():
             if self.values.get(key) == configured:
-                self.overridden[key] = _checked(key, value)
-
-
-def _checked(key: str, value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if key in INTERVALS:
-        if is_number and value == int(value) and value >= 0:
-            return int(value)
-        raise ConfigError(f"{key} = {value!r} is not a number of steps", "give a whole number, 0 turns it off")
-    if is_number and 0 < value <= 100:
-        return float(value)
-    raise ConfigError(f"{key} = {value!r} is not a factor", "give a number above 0 and at most 100")
+                self.overridden[key] = checked(key, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar
 
 from textual import on
@@ -18,10 +18,12 @@ from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.launching import LaunchDone, LaunchFailed, LaunchProgress, Progress, start_launch
+from gpuworkbench.tui.screens.compare import CompareScreen
 from gpuworkbench.tui.screens.dialogs import Choice
 from gpuworkbench.tui.screens.help import HelpScreen, keys_of
 from gpuworkbench.tui.screens.home import Home
 from gpuworkbench.tui.screens.live import Live
+from gpuworkbench.tui.screens.runs import Runs
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
 from gpuworkbench.tui.widgets.job_bar import JobBar
@@ -30,7 +32,7 @@ from gpuworkbench.tui.widgets.job_bar import JobBar
 class WorkbenchApp(App[int]):
     """Home at the bottom of the stack, a live run above it."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["app.tcss", "runs.tcss"]
     TITLE = "gpuworkbench"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?", id="app.help", tooltip="The keys of this screen"),
@@ -58,7 +60,8 @@ class WorkbenchApp(App[int]):
         yield from super().get_system_commands(screen)
         for active in screen.active_bindings.values():
             binding = active.binding
-            if active.node is screen and active.enabled and binding.description and binding.show:
+            is_told = binding.show or binding.tooltip
+            if active.node is screen and active.enabled and binding.description and is_told:
                 action = binding.action
                 yield SystemCommand(
                     binding.description, binding.tooltip or "", lambda action=action: self._run_later(screen, action)
@@ -76,9 +79,23 @@ class WorkbenchApp(App[int]):
         self.push_screen(Live(paths))
 
     def show_home(self) -> None:
-        """Back to Home."""
+        """Back to where a run was opened from."""
         if isinstance(self.screen, Live):
             self.pop_screen()
+
+    def show_runs(self) -> None:
+        """The screen of all runs."""
+        self.push_screen(Runs())
+
+    def compare_marked(self, chosen: RunPaths | None) -> None:
+        """The marked runs side by side; with one marked, that and the chosen one."""
+        runs = self.services.marks.runs()
+        if len(runs) == 1 and chosen is not None and chosen not in runs:
+            runs.append(chosen)
+        if len(runs) < 2:
+            self.notify("mark two or more runs with space first", severity="warning")
+            return
+        self.push_screen(CompareScreen(runs))
 
     def start_preset(self, name: str, *, cpu_twin: bool) -> None:
         """Prepare and start a new run in the background, then show it."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import RunError, WorkbenchError
+from gpuworkbench.gpu.card import Card
+from gpuworkbench.gpu.nvml import Sampler
 from gpuworkbench.launch.resume import run_config
 from gpuworkbench.plan.analytic import Estimate, estimate
 from gpuworkbench.runs.paths import RunPaths
@@ -32,6 +34,7 @@ class RunView:
     predicted: Estimate | None = None
     problem: str = ""  # why the log cannot be read, in one line
     generation: int = field(default=0)  # counts replaced logs: what was shown before is void
+    power_w: float | None = None  # of the run's card, while it trains on a card of this machine
 
     @property
     def status(self) -> RunStatus:
@@ -49,9 +52,18 @@ class RunView:
 class RunSource:
     """The source of a run's views for a `Watcher`."""
 
-    def __init__(self, paths: RunPaths, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        clock: Callable[[], float] = time.time,
+        make_sampler: Callable[[], Sampler] | None = None,
+    ) -> None:
+        """`make_sampler` gives the cards' readings; without it there is no power."""
         self.paths = paths
         self._clock = clock
+        self._make_sampler = make_sampler
+        self._sampler: Sampler | None = None
+        self._power_w: float | None = None
         self._generation = 0
         self._problem = ""
         self._config: RunConfig | None = None
@@ -75,6 +87,8 @@ class RunSource:
                 self._problem = error.line()
             if time.monotonic() - reported_s >= STATUS_INTERVAL_S:
                 report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
+                if last is not None:
+                    self._power_w = self._read_power(last)
             view = self._view(log.state() if log else RunState(), report)
             is_due = not has_more or time.monotonic() - shown_s >= CATCH_UP_INTERVAL_S
             if last is None or (is_due and _differs(view, last)):
@@ -84,6 +98,16 @@ class RunSource:
                 stop.wait(max(MIN_INTERVAL_S - (time.monotonic() - started_s), 0.01))
         if log is not None:
             log.close()
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def _read_power(self, view: RunView) -> float | None:
+        """Watts of the run's card while a trainer is at it; NVML is opened when there is such a run."""
+        if self._make_sampler is None or not view.status.is_live or not view.is_on_card:
+            return None
+        if self._sampler is None:
+            self._sampler = self._make_sampler()
+        return power_of(view, self._sampler.sample())
 
     def _read(self, log: LiveLog, stop: threading.Event) -> bool:
         """Take in the log for at most one interval; whether more is waiting."""
@@ -99,7 +123,16 @@ class RunSource:
 
     def _view(self, state: RunState, report: StatusReport) -> RunView:
         self._load_config(state.attempt)
-        return RunView(self.paths.run_id, state, report, self._config, self._predicted, self._problem, self._generation)
+        return RunView(
+            self.paths.run_id,
+            state,
+            report,
+            self._config,
+            self._predicted,
+            self._problem,
+            self._generation,
+            self._power_w,
+        )
 
     def _load_config(self, attempt: int) -> None:
         """Once an attempt: a resume may have written another run file."""
@@ -115,6 +148,13 @@ class RunSource:
             self._predicted = estimate(self._config, kind=kind)
 
 
+def power_of(view: RunView, cards: Sequence[Card]) -> float | None:
+    """The power of the card that a run was given, by its UUID; of the only card where the run does not say."""
+    uuid = view.config.device.uuid if view.config is not None else None
+    mine = [card for card in cards if card.uuid == uuid] if uuid else cards
+    return mine[0].power_w if len(mine) == 1 else None
+
+
 def _differs(view: RunView, last: RunView) -> bool:
     """Whether there is something to draw: events, another log, another status."""
     return (
@@ -122,4 +162,5 @@ def _differs(view: RunView, last: RunView) -> bool:
         or view.generation != last.generation
         or view.report != last.report
         or view.problem != last.problem
+        or view.power_w != last.power_w
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -50,10 +50,13 @@ class PresetRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run with its loss curve, at most SPARK_POINTS values in order."""
+    """One run with its loss curve, at most SPARK_POINTS values in order, and what its log sums up to."""
 
     info: RunInfo
     losses: tuple[float, ...]
+    best_val_loss: float | None = None
+    tokens: int | None = None
+    elapsed_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class HomeSource:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._curves: dict[str, tuple[int, tuple[float, ...]]] = {}
+        self._rows = RowReader()
 
     def __call__(self, stop: threading.Event) -> Iterator[HomeView]:
         """A view about every two seconds; more seldom where reading takes long (thousands of runs, a slow disk)."""
@@ -85,7 +88,7 @@ class HomeSource:
                 self._services.trainers.reap()
                 yield HomeView(
                     presets=preset_rows(cards, host),
-                    runs=tuple(self._run_row(info) for info in list_runs(self._services.runs_dir)),
+                    runs=self._rows.read(self._services.runs_dir),
                     cards=tuple(cards),
                     host=host,
                     cpu_percent=None if is_first else psutil.cpu_percent(),
@@ -94,18 +97,30 @@ class HomeSource:
                 stop.wait(FIRST_INTERVAL_S if is_first else max(INTERVAL_S, 10 * took_s))
                 is_first = False
 
-    def _run_row(self, info: RunInfo) -> RunRow:
+
+class RowReader:
+    """Reads the runs of a directory; a log is read again only where it grew."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, RunRow]] = {}
+
+    def read(self, runs_dir: Path) -> tuple[RunRow, ...]:
+        """Every run, newest first."""
+        rows = tuple(self._row(info) for info in list_runs(runs_dir))
+        self._known = {row.info.path: self._known[row.info.path] for row in rows}
+        return rows
+
+    def _row(self, info: RunInfo) -> RunRow:
         events = RunPaths(Path(info.path)).events
         size = _size(events)
-        known = self._curves.get(info.run_id)
-        if known is None or known[0] != size:
-            known = (size, loss_curve(events, size))
-            self._curves[info.run_id] = known
-        return RunRow(info, known[1])
+        known = self._known.get(info.path)
+        row = replace(known[1], info=info) if known is not None and known[0] == size else run_row(info, events, size)
+        self._known[info.path] = (size, row)
+        return row
 
 
-def loss_curve(events: Path, size: int) -> tuple[float, ...]:
-    """A run's losses thinned to SPARK_POINTS: from its index, and from the log itself where that is short."""
+def run_row(info: RunInfo, events: Path, size: int) -> RunRow:
+    """A run's losses thinned to SPARK_POINTS and its sums: from its index, and from the log where that is short."""
     try:
         fold, offset = best_index(events)
         reducer = Reducer(fold)
@@ -114,11 +129,19 @@ def loss_curve(events: Path, size: int) -> tuple[float, ...]:
             while batch := reader.poll():
                 reducer.apply(batch)
             reader.close()
-        losses = reducer.snapshot().series["loss"].y
+        state = reducer.snapshot()
     except (RunError, OSError):
-        return ()
+        return RunRow(info, ())
+    losses = state.series["loss"].y
     stride = max(-(-len(losses) // SPARK_POINTS), 1)
-    return tuple(losses[::stride].tolist())
+    best = state.best_eval
+    return RunRow(
+        info,
+        tuple(losses[::stride].tolist()),
+        best_val_loss=best.loss if best else None,
+        tokens=state.tokens_seen,
+        elapsed_s=state.elapsed_s if state.is_started else None,
+    )
 
 
 def preset_rows(cards: list[Card], host: Host) -> tuple[PresetRow, ...]:

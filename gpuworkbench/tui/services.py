@@ -11,6 +11,8 @@ from gpuworkbench.gpu.nvml import Sampler
 from gpuworkbench.launch.spawn import TrainerProcess
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.store import is_run
+from gpuworkbench.state.compare import MAX_RUNS
 
 
 class Trainers:
@@ -35,6 +37,37 @@ class Trainers:
                 del self._started[root]
 
 
+class Marks:
+    """The runs marked for comparison, in the order they were marked; every list of runs shows the same."""
+
+    def __init__(self) -> None:
+        self._roots: dict[Path, None] = {}
+
+    def toggle(self, root: Path) -> bool:
+        """Mark a run, or take its mark away; False where as many as can be compared are marked already."""
+        if root in self._roots:
+            del self._roots[root]
+        elif len(self._roots) >= MAX_RUNS:
+            return False
+        else:
+            self._roots[root] = None
+        return True
+
+    def drop(self, root: Path) -> None:
+        """A run that is gone is not marked any more."""
+        self._roots.pop(root, None)
+
+    def runs(self) -> list[RunPaths]:
+        """The marked runs that are still there."""
+        for root in [root for root in self._roots if not is_run(root)]:
+            del self._roots[root]
+        return [RunPaths(root) for root in self._roots]
+
+    def numbers(self) -> dict[str, int]:
+        """The path of each marked run and its place, from 0: its colour and marker."""
+        return {str(root): index for index, root in enumerate(self._roots)}
+
+
 @dataclass(frozen=True)
 class Services:
     """Given to the app once."""
@@ -43,3 +76,4 @@ class Services:
     clock: Callable[[], float] = time.time
     make_sampler: Callable[[], Sampler] = Sampler
     trainers: Trainers = field(default_factory=Trainers)
+    marks: Marks = field(default_factory=Marks)

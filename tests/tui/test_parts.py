@@ -84,7 +84,7 @@ def test_decimation_keeps_the_ends_and_the_extremes() -> None:
 def test_plots_have_the_size_that_was_asked_for(size: tuple[int, int], log_y: bool) -> None:
     x = np.arange(1.0, 300.0)
     curves = [Curve(x, 3 + np.sin(x / 20), GREY), Curve(x[::50], x[::50] / 100, GREY, "●")]
-    lines = draw(curves, *size, axis_color=GREY, log_y=log_y).plain.split("\n")
+    lines = draw(curves, *size, axis_color=GREY, log_y=log_y).text.plain.split("\n")
     assert len(lines) == size[1]
     assert {len(line) for line in lines} == {size[0]}
     assert any("●" in line for line in lines)
@@ -96,7 +96,7 @@ def test_plots_have_the_size_that_was_asked_for(size: tuple[int, int], log_y: bo
 @pytest.mark.parametrize("log_y", [False, True])
 def test_plots_take_any_numbers(y: list[float], log_y: bool) -> None:
     curve = Curve(np.arange(float(len(y))), np.array(y), GREY)
-    assert len(draw([curve], 40, 8, axis_color=GREY, log_y=log_y).plain.split("\n")) <= 8
+    assert len(draw([curve], 40, 8, axis_color=GREY, log_y=log_y).text.plain.split("\n")) <= 8
 
 
 @given(st.integers(0, 300))

@@ -156,7 +156,7 @@ async def test_panels_alone_and_back_at_the_smallest_size(tmp_path: Path) -> Non
     async with app.run_test(size=SMALL) as pilot:
         live = await live_is_filled(pilot)
         assert "Gradient norm" not in screen_text(app)
-        await pilot.press("5")
+        await pilot.press("7")
         await pilot.pause(0.2)
         lines = screen_lines(app)
         assert any("Gradient norm and learning rate" in line for line in lines)
@@ -180,7 +180,7 @@ async def test_hostile_text_never_arrives_raw(tmp_path: Path, size: tuple[int, i
         app.open_run(paths)
         await live_is_filled(pilot)
         shown = [*home_lines, *screen_lines(app)]
-        for key in "123456":
+        for key in "12345678":
             await pilot.press(key)
             await pilot.pause(0.1)
             shown += screen_lines(app)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from textual.pilot import Pilot
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui import home_data
 from gpuworkbench.tui.panels import memory
+from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
 from tests.fixtures.fake_nvml import FakeNvml, rtx5080
 from tests.fixtures.recorded_run import PRESETS, card_run, completed_run, crashed_run
+from tests.fixtures.run_family import run_family
 from tests.tui.helpers import HOST, RICH, SMALL, home_is_filled, live_is_filled, make_app
+from tests.tui.test_runs_screen import runs_are_compared, runs_are_listed
 
 Compare = Callable[..., bool]
+HUGE = (200, 60)
 Before = Callable[[Pilot[int]], Awaitable[object]]
 
 
@@ -47,6 +52,50 @@ def test_live(
 ) -> None:
     app = make_app(tmp_path / "runs", make_run(tmp_path / "runs"))
     assert snap_compare(app, terminal_size=size, run_before=live_is_filled)
+
+
+@pytest.fixture
+def _utc() -> Iterator[None]:
+    """Times of day as in Greenwich."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+async def _runs_listed(pilot: Pilot[int]) -> None:
+    await runs_are_listed(pilot)
+    await pilot.press("space", "space")
+    await pilot.pause(0.1)
+
+
+@pytest.mark.parametrize("size", [RICH, SMALL], ids=["rich", "small"])
+@pytest.mark.usefixtures("_utc")
+def test_runs(tmp_path: Path, snap_compare: Compare, size: tuple[int, int]) -> None:
+    run_family(tmp_path / "runs")
+    assert snap_compare(make_app(tmp_path / "runs"), terminal_size=size, run_before=_runs_listed)
+
+
+@pytest.mark.parametrize(
+    ("theme", "size"),
+    [
+        *((DEFAULT_THEME, size) for size in (RICH, SMALL, HUGE)),
+        *((theme.name, RICH) for theme in THEMES if theme.name != DEFAULT_THEME),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
+)
+def test_compare(tmp_path: Path, snap_compare: Compare, size: tuple[int, int], theme: str) -> None:
+    family = run_family(tmp_path / "runs")
+    app = make_app(tmp_path / "runs")
+    app.theme = theme
+
+    async def fill(pilot: Pilot[int]) -> None:
+        await runs_are_compared(pilot, family)
+        await pilot.press("right_square_bracket", "shift+left")
+        await pilot.pause(0.2)
+
+    assert snap_compare(app, terminal_size=size, run_before=fill)
 
 
 def test_help(tmp_path: Path, snap_compare: Compare) -> None:

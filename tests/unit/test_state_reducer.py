@@ -255,3 +255,19 @@ def test_any_order_of_events_is_survived(seed: int) -> None:
     assert state.n_events == len(events)
     assert math.isfinite(state.elapsed_s)
     assert all(math.isfinite(tally.seconds) and tally.steps >= 0 for tally in state.phase_tallies.values())
+
+
+def test_a_resume_that_was_refused_changes_neither_step_nor_time() -> None:
+    log = LogBuilder().start(max_steps=700)
+    for step in range(1, 301):
+        log.tick(0.1).step(step)
+    before = state_of(log)
+    log.attempt = 2
+    log.tick(3600).add(schema.Error, 0, kind="io", message="no checkpoint is left")
+    log.add(schema.RunFinished, 0, status="failed", exit_code=1, reason="no checkpoint is left")
+    state = state_of(log)
+    assert (state.step, state.max_steps, state.finish_status) == (300, 700, "failed")
+    assert state.elapsed_s == before.elapsed_s == pytest.approx(30)
+    log.resume(200, max_steps=700).tick(1).step(201)
+    assert state_of(log).step == 201
+    assert state_of(log).elapsed_s == pytest.approx(31)

@@ -7,6 +7,8 @@ LIVE_PANELS = (
     "gpuworkbench.tui.panels.loss:LossPanel",
     "gpuworkbench.tui.panels.memory:MemoryPanel",
     "gpuworkbench.tui.panels.throughput:ThroughputPanel",
+    "gpuworkbench.tui.panels.training:TrainingPanel",
+    "gpuworkbench.tui.panels.hybrid:HybridPanel",
     "gpuworkbench.tui.panels.offload:OffloadPanel",
     "gpuworkbench.tui.panels.gradient:GradientPanel",
     "gpuworkbench.tui.panels.messages:MessagesPanel",

@@ -3,50 +3,60 @@
 from __future__ import annotations
 
 from textual.content import Content
-from textual.reactive import reactive
 from textual.visual import VisualType
 
+from gpuworkbench.state.curves import curve
 from gpuworkbench.state.lines import format_loss
 from gpuworkbench.tui.follower import RunView
-from gpuworkbench.tui.widgets.panel import Panel, Part
-from gpuworkbench.tui.widgets.plot import Curve, draw
+from gpuworkbench.tui.widgets.panel import Part
+from gpuworkbench.tui.widgets.plot import Curve
+from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
 
 VAL_MARKER = "●"
 PREDICTED_MARKER = "×"
 
 
-class LossPanel(Panel):
-    """Nats per token over optimizer steps."""
+class LossPanel(PlotPanel):
+    """Nats per token over steps, tokens or time."""
 
     TITLE = "Loss"
-    HELP = "Nats per token over optimizer steps; l switches to a logarithmic axis"
-    is_plot = True
-    is_log = reactive(False)
-
-    def watch_is_log(self) -> None:
-        """Draw again with the other axis."""
-        self.redraw()
+    NAME = "loss"
+    SERIES = ("loss", "val_loss", "predicted_loss")
+    HELP = "Nats per token; x, l, [ and ] change the axes and the smoothing, the wheel zooms, a drag pans"
 
     def draw(self, view: RunView, width: int, height: int) -> VisualType:
         """See the class."""
-        series = view.state.series
-        train, val, predicted = series["loss"], series["val_loss"], series["predicted_loss"]
-        self.set_legend(self._legend(view, bool(len(val)), bool(len(predicted))))
-        curves = [
-            Curve(train.x, train.y, self.rgb("primary")),
-            Curve(val.x, val.y, self.rgb("warning"), VAL_MARKER),
-            Curve(predicted.x, predicted.y, self.rgb("error"), PREDICTED_MARKER),
+        series, axis = view.state.series, self.axis
+        self.set_legend(self._legend(view))
+        curves = [axis_curve(series, "loss", axis, self.rgb("primary-muted" if axis.smoothing else "primary"))]
+        if axis.smoothing:
+            smooth = curve(series, "loss", axis.by, axis.smoothing)
+            curves.append(Curve(smooth.x, smooth.y, self.rgb("primary")))
+        curves += [
+            axis_curve(series, "val_loss", axis, self.rgb("warning"), VAL_MARKER),
+            axis_curve(series, "predicted_loss", axis, self.rgb("error"), PREDICTED_MARKER),
         ]
-        text = draw(curves, width, height, axis_color=self.rgb("foreground-darken-3"), log_y=self.is_log)
-        return text if text else Content.styled("no step yet", "$foreground-muted")
+        plot = self.plot(curves, width, height, log_y=axis.is_log)
+        if plot:
+            return plot
+        has_any = any(len(series[name]) for name in ("loss", "val_loss"))
+        return Content.styled("nothing in this stretch; 0 shows all" if has_any else "no step yet", "$foreground-muted")
 
-    def _legend(self, view: RunView, has_val: bool, has_predicted: bool) -> Content:
-        parts: list[Part] = [("⣀⠤⠒ ", "$primary"), f"train {format_loss(view.state.loss)}"]
-        if has_val:
-            best = view.state.best_eval
-            parts += [(f"  {VAL_MARKER} ", "$warning"), f"val, best {format_loss(best.loss if best else None)}"]
-        if has_predicted:
-            parts += [(f"  {PREDICTED_MARKER} ", "$error"), "predicted, not measured"]
-        if self.is_log:
-            parts.append(("  log axis", "$foreground-muted"))
+    def _legend(self, view: RunView) -> Content:
+        series, best = view.state.series, view.state.best_eval
+        step = self.cursor_step(view)
+        train = self.at_cursor(view, "loss", view.state.loss)
+        parts: list[Part] = [("⣀⠤⠒ ", "$primary"), f"train {format_loss(train)}"]
+        if len(series["val_loss"]):
+            words = f"best {format_loss(best.loss if best else None)}"
+            if step is not None:
+                words = format_loss(self.at_cursor(view, "val_loss", None))
+            parts += [(f"  {VAL_MARKER} ", "$warning"), f"val{',' if step is None else ''} {words}"]
+        if len(series["predicted_loss"]):
+            value = "" if step is None else f" {format_loss(self.at_cursor(view, 'predicted_loss', None))}"
+            parts += [(f"  {PREDICTED_MARKER} ", "$error"), f"predicted{value}, not measured"]
+        if step is not None:
+            parts.append((f"  at step {step}", "$accent"))
+        if self.axis.words:
+            parts.append((f"  {self.axis.words}", "$foreground-muted"))
         return Content.assemble(*parts)

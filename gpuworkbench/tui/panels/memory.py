@@ -7,17 +7,21 @@ from textual.content import Content
 from gpuworkbench.gpu.host import probe_host
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import bar, sparkline
-from gpuworkbench.tui.widgets.panel import Panel, Part, labelled, lines
-from gpuworkbench.units import NOT_AVAILABLE, format_bytes
+from gpuworkbench.tui.widgets.panel import Part, labelled, lines
+from gpuworkbench.tui.widgets.plot import Curve
+from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
+from gpuworkbench.units import GIB, NOT_AVAILABLE, format_bytes
 
 LABEL_WIDTH = 11
 VALUE_WIDTH = 11
 
 
-class MemoryPanel(Panel):
-    """Bars of what is held now, the peak, the limit, and what was predicted."""
+class MemoryPanel(PlotPanel):
+    """Bars of what is held now (or was, at the cursor), the peak, the limit, and what was predicted."""
 
     TITLE = "Memory"
+    NAME = "memory"
+    SERIES = ("allocated_bytes", "reserved_bytes", "host_rss_bytes")
     HELP = "Allocated and reserved on the card (the host's where there is no card), peak, limit, prediction"
 
     def on_mount(self) -> None:
@@ -27,12 +31,19 @@ class MemoryPanel(Panel):
     def draw(self, view: RunView, width: int, height: int) -> Content:
         """See the class."""
         rows = self._card_rows(view, width) if view.is_on_card else self._host_rows(view, width)
-        return lines(*rows[: max(height, 1)])
+        names = ("allocated_bytes", "reserved_bytes") if view.is_on_card else ("host_rss_bytes",)
+        curves = [
+            _in_gib(axis_curve(view.state.series, name, self.axis, self.rgb(color)))
+            for name, color in zip(names, ("primary", "secondary"), strict=False)
+        ]
+        step = self.cursor_step(view)
+        self.set_legend(Content.styled("" if step is None else f"at step {step}", "$accent"))
+        return self.with_plot(lines(*rows[: max(height, 1)]), curves, width, height)
 
     def _card_rows(self, view: RunView, width: int) -> list[list[Part]]:
         state, memory = view.state, view.state.last_memory
-        allocated = memory.allocated_bytes if memory else None
-        reserved = memory.reserved_bytes if memory else None
+        allocated = self.at_cursor(view, "allocated_bytes", memory.allocated_bytes if memory else None)
+        reserved = self.at_cursor(view, "reserved_bytes", memory.reserved_bytes if memory else None)
         limit = memory.limit_bytes if memory else None
         full = limit or state.peak_reserved_bytes or state.peak_allocated_bytes
         return [
@@ -47,7 +58,9 @@ class MemoryPanel(Panel):
         state, memory = view.state, view.state.last_memory
         total = self._host_total_bytes
         return [
-            _bar_row("host", memory.host_rss_bytes if memory else None, total, width),
+            _bar_row(
+                "host", self.at_cursor(view, "host_rss_bytes", memory.host_rss_bytes if memory else None), total, width
+            ),
             _bar_row("peak", state.peak_host_rss_bytes, total, width),
             labelled("machine", format_bytes(total)),
             *self._common_rows(view, width, "host_rss_bytes"),
@@ -66,7 +79,11 @@ class MemoryPanel(Panel):
         return [*rows, [(f"{'history':<{LABEL_WIDTH}}", "$foreground-muted"), (history or NOT_AVAILABLE, "$primary")]]
 
 
-def _bar_row(label: str, num_bytes: int | None, full_bytes: int | None, width: int) -> list[Part]:
+def _in_gib(curve: Curve) -> Curve:
+    return Curve(curve.x, curve.y / GIB, curve.color)
+
+
+def _bar_row(label: str, num_bytes: float | None, full_bytes: int | None, width: int) -> list[Part]:
     share = num_bytes / full_bytes if num_bytes is not None and full_bytes else None
     room = max(width - LABEL_WIDTH - VALUE_WIDTH - 1, 4)
     style = "$error" if share is not None and share > 0.95 else "$primary"

@@ -32,7 +32,8 @@ class OffloadPanel(Panel):
             name = f"{one_line(total.op)} in {one_line(total.phase)}"[:room]
             rows.append([(f"{name:<{room}}", "bold"), size])
         self.set_legend(Content.styled("time hidden behind compute in %", "$foreground-muted"))
-        newest = list(reversed(state.offloads))
+        step = self.cursor_step(view)
+        newest = [event for event in reversed(state.offloads) if step is None or event.step <= step]
         rows += [_transfer(event, width) for event in newest[: max(height - len(rows), 0)]]
         return lines(*rows[: max(height, 1)])
 

@@ -1,49 +1,78 @@
-"""Throughput: tokens per second, step time, and how much went through."""
+"""Throughput: tokens per second, step time, the share of the card's arithmetic, tokens per joule, time left."""
 
 from __future__ import annotations
 
 from textual.content import Content
 
-from gpuworkbench.state.lines import format_rate, one_line
+from gpuworkbench.gpu.peak import peak_flops
+from gpuworkbench.state.lines import format_rate
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import sparkline
-from gpuworkbench.tui.widgets.panel import Panel, Part, labelled, lines
+from gpuworkbench.tui.widgets.panel import Part, labelled, lines
+from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
 from gpuworkbench.units import NOT_AVAILABLE, format_count, format_duration
 
 
-class ThroughputPanel(Panel):
-    """Rates over the last steps, and their history."""
+class ThroughputPanel(PlotPanel):
+    """Rates over the last steps (or at the cursor), and their history."""
 
     TITLE = "Throughput"
-    HELP = "Tokens per second and step time over the last steps"
+    NAME = "throughput"
+    SERIES = ("tokens_per_s", "step_time_s")
+    HELP = "Over the last steps: tokens/s, step time, model FLOPs utilisation (MFU), tokens per joule of the card"
 
     def draw(self, view: RunView, width: int, height: int) -> Content:
         """See the class."""
-        state, last = view.state, view.state.last_step
+        state = view.state
+        step = self.cursor_step(view)
+        rate = self.at_cursor(view, "tokens_per_s", state.tokens_per_s)
+        self.set_legend(Content.styled("" if step is None else f"at step {step}", "$accent"))
         history = sparkline(state.series["tokens_per_s"].y, width - 11)
-        batch = NOT_AVAILABLE
-        if last is not None and view.config is not None:
-            accum, seq_len = last.grad_accum_steps, last.seq_len or view.config.train_seq_len
-            micro = last.effective_batch_size // max(accum, 1)
-            batch = f"{last.effective_batch_size} x {seq_len} tokens ({micro} x {accum})"
         rows: list[list[Part]] = [
-            labelled("rate", format_rate(state.tokens_per_s), "bold"),
-            labelled("step time", format_duration(state.step_time_s)),
+            labelled("rate", format_rate(rate), "bold"),
+            labelled("step time", format_duration(self.at_cursor(view, "step_time_s", state.step_time_s))),
             [(f"{'history':<11}", "$foreground-muted"), (history or NOT_AVAILABLE, "$primary")],
-            labelled("tokens", format_count(state.tokens_seen)),
-            labelled("batch", batch),
-            labelled("precision", _precision(view)),
-            labelled("elapsed", format_duration(state.elapsed_s)),
+            labelled("ETA" if view.status.is_live else "elapsed", self._time(view)),
+            labelled("MFU", format_mfu(view, rate)),
+            labelled("tokens/J", format_energy(view)),
+            labelled("tokens", format_count(self.at_cursor(view, "tokens_seen", state.tokens_seen))),
         ]
         if view.status.is_live:
-            rows.append(labelled("ETA", format_duration(state.eta_s)))
-        return lines(*rows[: max(height, 1)])
+            rows.append(labelled("elapsed", format_duration(state.elapsed_s)))
+        curve = axis_curve(state.series, "tokens_per_s", self.axis, self.rgb("primary"))
+        return self.with_plot(lines(*rows[: max(height, 1)]), [curve], width, height)
+
+    @staticmethod
+    def _time(view: RunView) -> str:
+        return format_duration(view.state.eta_s if view.status.is_live else view.state.elapsed_s)
 
 
-def _precision(view: RunView) -> str:
+def mfu(view: RunView, tokens_per_s: float | None) -> float | None:
+    """Model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B); None where the card's peak is not known."""
+    last, config = view.state.last_step, view.config
+    if tokens_per_s is None or last is None or config is None or not view.is_on_card:
+        return None
+    peak = peak_flops(view.state.card, last.precision)
+    return (
+        None
+        if peak is None
+        else tokens_per_s * config.model.flops_per_token(last.seq_len or config.train_seq_len) / peak
+    )
+
+
+def format_mfu(view: RunView, tokens_per_s: float | None) -> str:
+    """MFU in per cent of a peak that is named; why there is none."""
+    share = mfu(view, tokens_per_s)
+    if share is None:
+        return NOT_AVAILABLE if view.is_on_card else f"{NOT_AVAILABLE} (a CPU's peak is not known)"
     last = view.state.last_step
-    if last is None:
+    peak = peak_flops(view.state.card, last.precision) if last else None
+    return f"{share:.1%} of {(peak or 0) / 1e12:.0f} TFLOP/s"
+
+
+def format_energy(view: RunView) -> str:
+    """Tokens per joule, from the card's power as NVML reads it now; only while the run trains on a card here."""
+    power, rate = view.power_w, view.state.tokens_per_s
+    if power is None or rate is None or power <= 0 or not view.status.is_live:
         return NOT_AVAILABLE
-    switches = f", {last.precision_switches} switches" if last.precision_switches else ""
-    mode = f", {view.config.train.mode}" if view.config is not None and view.config.train.mode else ""
-    return f"{one_line(last.precision)}{switches}{mode}"
+    return f"{rate / power:.2f} at {power:.0f} W"

@@ -33,11 +33,11 @@ class TimelinePanel(Panel, can_focus=False):
             counts = f"{state.predictions_accepted} accepted, {state.predictions_rejected} rejected"
             self.set_legend(Content.assemble("predictions ", (counts, "bold")))
         legend = _legend(view, width)
-        band = _band(view, width)
+        band = _band(view, width, self.cursor_step(view))
         return lines(band, legend) if height > 1 else lines(band)
 
 
-def _band(view: RunView, width: int) -> list[Part]:
+def _band(view: RunView, width: int, cursor_step: int | None = None) -> list[Part]:
     state = view.state
     total = max(state.max_steps or 0, state.step, 1)
     phases: list[str | None] = [None] * width
@@ -48,6 +48,13 @@ def _band(view: RunView, width: int) -> list[Part]:
         end = max(min(round(end_step / total * width), width), begin + 1)
         if end_step > span.start_step:
             phases[begin:end] = [span.phase] * (end - begin)
+    if cursor_step is None:
+        return _drawn(phases)
+    at = min(int(cursor_step / total * width), width - 1)
+    return [*_drawn(phases[:at]), ("┃", "bold $accent"), *_drawn(phases[at + 1 :])]
+
+
+def _drawn(phases: list[str | None]) -> list[Part]:
     return [(_look(phase)[0] * count, _look(phase)[1]) for phase, count in _runs(phases)]
 
 

@@ -58,10 +58,12 @@ class Confirm(ModalScreen[bool]):
         Binding("right", "app.focus_next", "Next", show=False, id="confirm.next"),
     ]
 
-    def __init__(self, question: str, yes: str = "Yes", no: str = "No") -> None:
+    def __init__(self, question: str, yes: str = "Yes", no: str = "No", *, is_default_no: bool = False) -> None:
+        """`is_default_no`: enter says no, for what cannot be undone."""
         super().__init__()
         self._question = question
         self._labels = (yes, no)
+        self._default = "no" if is_default_no else "yes"
 
     def compose(self) -> ComposeResult:
         """The question above its two buttons."""
@@ -72,8 +74,8 @@ class Confirm(ModalScreen[bool]):
                 yield Button(self._labels[1], id="no", compact=True)
 
     def on_mount(self) -> None:
-        """Enter says yes: the question was asked for by a key."""
-        self.query_one("#yes", Button).focus()
+        """Enter says yes, where that can be undone: the question was asked for by a key."""
+        self.query_one(f"#{self._default}", Button).focus()
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:

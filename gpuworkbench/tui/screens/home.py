@@ -41,6 +41,7 @@ class Home(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/", id="home.filter", tooltip="Show what matches your words"),
+        Binding("r", "runs", "Runs", id="home.runs", tooltip="All runs: sort, filter, mark, compare, delete"),
         Binding("tab", "app.focus_next", "Other list", id="home.next", tooltip="Between presets and runs"),
         Binding("escape", "clear_filter", "All", id="home.all", tooltip="Take the filter away", show=False),
     ]
@@ -135,6 +136,17 @@ class Home(Screen[None]):
         row = self.query_one(PresetList).rows.get(event.option.id or "")
         if row is not None:
             self._start(row)
+
+    @on(RunTable.Changed)
+    def _runs_changed(self, event: RunTable.Changed) -> None:
+        """Marks are shown at once; what changed on the disk is read again."""
+        if event.is_on_disk:
+            self._resumed()
+        self._show()
+
+    def action_runs(self) -> None:
+        """All runs, with more columns."""
+        self.app.show_runs()
 
     @on(DataTable.RowSelected)
     def _run_selected(self, event: DataTable.RowSelected) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -14,10 +16,13 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from gpuworkbench import registry
+from gpuworkbench.config.live_keys import configured_values
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.status import RunStatus
+from gpuworkbench.state.compare import live_value
+from gpuworkbench.state.curves import By, on_axis, step_at
 from gpuworkbench.state.lines import one_line
 from gpuworkbench.tui.follower import RunSource, RunView
 from gpuworkbench.tui.panels import LIVE_PANELS
@@ -25,9 +30,14 @@ from gpuworkbench.tui.panels.header import HeaderPanel
 from gpuworkbench.tui.panels.loss import LossPanel
 from gpuworkbench.tui.panels.messages import MessagesPanel
 from gpuworkbench.tui.panels.timeline import TimelinePanel
+from gpuworkbench.tui.plot_axis import Range
+from gpuworkbench.tui.plot_export import export_in_background
 from gpuworkbench.tui.screens.dialogs import Confirm
+from gpuworkbench.tui.screens.live_edit import LiveEdit
+from gpuworkbench.tui.screens.plot_actions import PlotActions, plot_bindings
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.panel import Panel
+from gpuworkbench.tui.widgets.plot_panel import PlotPanel, full_range
 
 if TYPE_CHECKING:
     from gpuworkbench.tui.app import WorkbenchApp
@@ -43,10 +53,11 @@ ALLOWED: dict[str, tuple[RunStatus, ...]] = {
     "checkpoint": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.STALLED),
     "stop": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.STALLED, RunStatus.QUEUED),
     "resume": RESUMABLE,
+    "edit": (RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.STALLED),
 }
 
 
-class Live(Screen[None]):
+class Live(PlotActions, Screen[None]):
     """Head and timeline above, panels below; a digit shows one panel alone."""
 
     app: WorkbenchApp
@@ -56,7 +67,8 @@ class Live(Screen[None]):
         Binding("c", "checkpoint", "Save", id="live.checkpoint", tooltip="Write a checkpoint after this step"),
         Binding("s", "stop", "Stop", id="live.stop", tooltip="Write a checkpoint and end the trainer (asks)"),
         Binding("r", "resume", "Resume", id="live.resume", tooltip="Go on from the last checkpoint"),
-        Binding("l", "log_axis", "Log axis", id="live.log_axis", tooltip="Logarithmic loss axis, and back"),
+        Binding("e", "edit", "Edit", id="live.edit", tooltip="Learning rate and intervals, while it trains"),
+        Binding("w", "export", "Export", id="live.export", tooltip="This panel's plot and points as files"),
         Binding("escape", "home", "Home", id="live.home", tooltip="Back to Home; the run goes on"),
         Binding("z", "zoom", "Zoom", id="live.zoom", tooltip="The focused panel alone, and back", show=False),
         *(
@@ -65,6 +77,7 @@ class Live(Screen[None]):
             )
             for index, panel in enumerate(PANELS, start=1)
         ),
+        *plot_bindings("live"),
     ]
 
     class Ready(Message):
@@ -74,9 +87,12 @@ class Live(Screen[None]):
         super().__init__()
         self.paths = paths
         self.view: RunView | None = None
-        self._watcher = Watcher(RunSource(paths, self.app.services.clock), self._tell, f"follow {paths.run_id}")
+        services = self.app.services
+        source = RunSource(paths, services.clock, services.make_sampler)
+        self._watcher = Watcher(source, self._tell, f"follow {paths.run_id}")
         self._asked_stop = False
         self._answered_seq = -1
+        self._changes_sent: set[str] = set()
 
     def _tell(self) -> None:
         self.post_message(self.Ready())
@@ -124,7 +140,7 @@ class Live(Screen[None]):
                 self._draw_plots()
         if previous is None or previous.status is not view.status:
             self._status_changed(previous, view)
-        self._report_refusals(view, is_first=previous is None)
+        self._report_answers(view, is_first=previous is None)
 
     def _draw_plots(self) -> None:
         for panel in self.query(Panel):
@@ -141,12 +157,14 @@ class Live(Screen[None]):
         elif view.status is RunStatus.COMPLETED:
             self.app.notify(f"completed at step {view.state.step}", title=view.run_id, markup=False)
 
-    def _report_refusals(self, view: RunView, *, is_first: bool) -> None:
-        """A command that the trainer refused is said aloud, once."""
+    def _report_answers(self, view: RunView, *, is_first: bool) -> None:
+        """A command that the trainer refused is said aloud, once; so is a change made here that it has made."""
         for ack in view.state.control_acks:
             if ack.seq > self._answered_seq:
                 self._answered_seq = ack.seq
-                if not ack.ok and not is_first:
+                if ack.ok and ack.id in self._changes_sent:
+                    self.app.notify(one_line(ack.message), title="changed", markup=False)
+                elif not ack.ok and not is_first:
                     self.app.notify(
                         one_line(ack.message),
                         title=f"{one_line(ack.command)} refused",
@@ -161,13 +179,15 @@ class Live(Screen[None]):
             return True
         return True if self.view is not None and self.view.status in allowed else None
 
-    def _send(self, command: str, said: str) -> None:
+    def _send(self, command: str, said: str, args: Mapping[str, object] | None = None) -> str | None:
+        """Send a command and say so; returns its id, None where it could not be sent."""
         try:
-            send_command(self.paths, command)
+            command_id = send_command(self.paths, command, args)
         except WorkbenchError as error:
             self.app.notify(error.line(), severity="error", markup=False)
-            return
+            return None
         self.app.notify(said, markup=False)
+        return command_id
 
     def action_toggle_pause(self) -> None:
         """Pause, or let a paused run go on."""
@@ -194,10 +214,47 @@ class Live(Screen[None]):
         """Start a trainer on the last checkpoint."""
         self.app.resume_run(self.paths)
 
-    def action_log_axis(self) -> None:
-        """Switch the loss axis."""
-        panel = self.query_one(LossPanel)
-        panel.is_log = not panel.is_log
+    def action_edit(self) -> None:
+        """Ask for other values of what may change live, and send those that were changed."""
+        view = self.view
+        if view is None or view.config is None:
+            self.app.notify("the run's configuration cannot be read", severity="error")
+            return
+        values = {key: live_value(view.state, key, value) for key, value in configured_values(view.config).items()}
+
+        def answered(changes: dict[str, float] | None) -> None:
+            for key, value in (changes or {}).items():
+                sent = self._send("set", f"{key} = {value:g} after this step", {"key": key, "value": value})
+                if sent is not None:
+                    self._changes_sent.add(sent)
+
+        self.app.push_screen(LiveEdit(values), answered)
+
+    def action_export(self) -> None:
+        """Write the plot of the panel that is alone or has the focus (else the loss) into the run's exports/."""
+        chosen = [*self.query(".panel.alone"), self.focused, self.query_one(LossPanel)]
+        panel = next(panel for panel in chosen if isinstance(panel, PlotPanel))
+        if self.view is not None:
+            export_in_background(self.app, self.paths, self.view.state, panel, self.axis)
+
+    # Plots
+
+    def plot_range(self) -> Range:
+        """From the first to the last step, on the axis."""
+        return full_range(self.view.state.series if self.view is not None else {}, self.axis.by)
+
+    def convert_x(self, x: float, old: By, new: By) -> float:
+        """Through the run's own steps."""
+        if self.view is None:
+            return float("nan")
+        series = self.view.state.series
+        return float(on_axis(series, np.array([step_at(series, x, old)]), new)[0])
+
+    def axis_changed(self) -> None:
+        """Every panel shows the same stretch and moment."""
+        with self.app.batch_update():
+            for panel in self.query(Panel):
+                panel.set_axis(self.axis)
 
     def action_home(self) -> None:
         """Back from one panel to all, then back to Home."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from textual.color import Color
 from textual.content import Content
 from textual.visual import VisualType
 from textual.widgets import Static
 
+from gpuworkbench.state.curves import step_at, value_at
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.follower import RunView
+from gpuworkbench.tui.plot_axis import PlotAxis
 from gpuworkbench.tui.widgets.plot import Rgb
 
 Part = str | Content | tuple[str, str]
@@ -26,6 +30,7 @@ class Panel(Static, can_focus=True):
         self.title = self.TITLE
         self.view: RunView | None = None
         self.drawn: RunView | None = None
+        self.axis = PlotAxis()
         self.border_title = self.title
         self.tooltip = self.HELP or None
 
@@ -34,6 +39,23 @@ class Panel(Static, can_focus=True):
         self.view = view
         if not self.is_plot:
             self.redraw()
+
+    def set_axis(self, axis: PlotAxis) -> None:
+        """Show another stretch, or what was so at the cursor."""
+        self.axis = axis
+        self.redraw()
+
+    def cursor_step(self, view: RunView) -> int | None:
+        """The step under the cursor; None where there is no cursor."""
+        if self.axis.cursor is None:
+            return None
+        step = step_at(view.state.series, self.axis.cursor, self.axis.by)
+        return None if math.isnan(step) else round(step)
+
+    def at_cursor(self, view: RunView, name: str, newest: float | None) -> float | None:
+        """A series' value at the cursor; `newest` where there is no cursor."""
+        step = self.cursor_step(view)
+        return newest if step is None else value_at(view.state.series[name], step)
 
     def on_resize(self) -> None:
         self.redraw()

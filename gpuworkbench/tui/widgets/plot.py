@@ -10,6 +10,9 @@ import numpy as np
 import plotext
 from rich.text import Text
 
+from gpuworkbench.state.curves import By
+from gpuworkbench.state.ticks import axis_unit, log_ticks, nice_ticks, tick_label
+
 Rgb = tuple[int, int, int]
 MAX_ABS_Y = 1e100  # beyond, differences overflow
 
@@ -24,6 +27,24 @@ class Curve:
     marker: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Plotted:
+    """A drawn plot and where its data columns are, so that a mouse's column can be told as an x."""
+
+    text: Text
+    left: int = 0  # cells before the first data column
+    columns: int = 0
+    low: float = 0.0
+    high: float = 0.0
+
+    def x_at(self, column: int) -> float | None:
+        """The x of a cell counted from the plot's left; None beside the data."""
+        at = column - self.left
+        if self.columns < 2 or not 0 <= at < self.columns:
+            return None
+        return self.low + at / (self.columns - 1) * (self.high - self.low)
+
+
 def draw(
     curves: Sequence[Curve],
     width: int,
@@ -31,15 +52,21 @@ def draw(
     *,
     axis_color: Rgb,
     log_y: bool = False,
-    x_max: float | None = None,
-) -> Text:
+    window: tuple[float, float] | None = None,
+    cursor: tuple[float, Rgb] | None = None,
+    by: By = "step",
+) -> Plotted:
     """All curves in `width` x `height` cells with axes; empty where there is no point or no room.
 
-    With `log_y` points at or below 0 are left out.
+    With `log_y` points at or below 0 are left out. `window`: the stretch of x to draw (default: all). `cursor`: an x
+    with a vertical line, and its colour. `by` says what x counts, for the labels.
     """
-    shown = [known for curve in curves if len((known := _decimated(_known(curve, log_y), 4 * width)).x)]
+    known = [_known(curve, log_y) for curve in curves]
+    if window is not None:
+        known = [_within(curve, *window) for curve in known]
+    shown = [thin for curve in known if len((thin := _decimated(curve, 4 * width)).x)]
     if not shown or width < 16 or height < 4:
-        return Text()
+        return Plotted(Text())
     plotext.clear_figure()
     plotext.limitsize(False, False)
     plotext.plotsize(width, height)
@@ -47,38 +74,17 @@ def draw(
     plotext.ticks_color(axis_color)
     plotext.xaxes(True, False)
     plotext.yaxes(True, False)
+    low, high = _x_range(shown, window)
+    if cursor is not None and low <= cursor[0] <= high:
+        plotext.vline(cursor[0], cursor[1])
     for curve in shown:
         y = np.log10(curve.y) if log_y else curve.y
         paint = plotext.scatter if curve.marker else plotext.plot
         paint(curve.x.tolist(), y.tolist(), marker=curve.marker or "braille", color=curve.color)
-    _set_axes(shown, width, height, log_y, x_max)
-    return Text.from_ansi(plotext.build().rstrip("\n"), no_wrap=True)
-
-
-def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`."""
-    if not (math.isfinite(low) and math.isfinite(high)) or count < 1:
-        return []
-    if high <= low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / raw)))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def tick_label(value: float) -> str:
-    """`1500` -> `1.5k`, `0.0003` -> `3e-04`, `2.50` -> `2.5`."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:g}M"
-    if size >= 1e4 or (size >= 1000 and value % 100 == 0):
-        return f"{value / 1e3:g}k"
-    if 0 < size < 1e-3:
-        return f"{value:.0e}"
-    return f"{value:.4g}"
+    _set_x_axis(low, high, width, by)
+    left = _set_y_axis(shown, height, log_y) + 1
+    text = Text.from_ansi(plotext.build().rstrip("\n"), no_wrap=True)
+    return Plotted(text, left, width - left, low, high)
 
 
 def _known(curve: Curve, log_y: bool) -> Curve:
@@ -102,24 +108,46 @@ def _decimated(curve: Curve, max_points: int) -> Curve:
     return Curve(curve.x[index], curve.y[index], curve.color, curve.marker)
 
 
-def _set_axes(curves: Sequence[Curve], width: int, height: int, log_y: bool, x_max: float | None) -> None:
-    x_low = min(float(curve.x.min()) for curve in curves)
-    x_high = max(float(curve.x.max()) for curve in curves) if x_max is None else x_max
-    y_low = min(float(curve.y.min()) for curve in curves)
-    y_high = max(float(curve.y.max()) for curve in curves)
-    if x_high <= x_low:
-        x_low, x_high = x_low - 1, x_low + 1
-    if y_high <= y_low:
-        margin = abs(y_high) * 0.1 or 1.0
-        y_low, y_high = (y_low / 2 if log_y else y_low - margin), y_high + margin
-    x_ticks = [tick for tick in nice_ticks(x_low, x_high, max(width // 14, 2)) if tick == int(tick)]  # steps
-    y_ticks = nice_ticks(y_low, y_high, max(height // 3, 3))
-    plotext.xlim(x_low, x_high)
-    plotext.xticks(x_ticks, [tick_label(tick) for tick in x_ticks])
+def _within(curve: Curve, low: float, high: float) -> Curve:
+    """The part of a curve from `low` to `high`; a line keeps its way to the edges."""
+    inside = (curve.x >= low) & (curve.x <= high)
+    x, y = curve.x[inside], curve.y[inside]
+    if curve.marker is None and len(curve.x):
+        edges = [edge for edge in (low, high) if curve.x[0] < edge < curve.x[-1]]
+        at = np.interp(edges, curve.x, curve.y)
+        x, y = np.concatenate((x, edges)), np.concatenate((y, at))
+        order = np.argsort(x, kind="stable")
+        x, y = x[order], y[order]
+    return Curve(x, y, curve.color, curve.marker)
+
+
+def _x_range(curves: Sequence[Curve], window: tuple[float, float] | None) -> tuple[float, float]:
+    low, high = window or (min(float(c.x.min()) for c in curves), max(float(c.x.max()) for c in curves))
+    return (low, high) if high > low else (low - 1, low + 1)
+
+
+def _set_x_axis(low: float, high: float, width: int, by: By) -> None:
+    unit, name = axis_unit(by, high)
+    ticks = nice_ticks(low / unit, high / unit, max(width // 14, 2))
+    if by == "step":
+        ticks = [tick for tick in ticks if tick == int(tick)]
+    plotext.xlim(low, high)
+    plotext.xticks([tick * unit for tick in ticks], [f"{tick_label(tick)}{name}" for tick in ticks])
+
+
+def _set_y_axis(curves: Sequence[Curve], height: int, log_y: bool) -> int:
+    """Limits and labels; returns the labels' width."""
+    low = min(float(curve.y.min()) for curve in curves)
+    high = max(float(curve.y.max()) for curve in curves)
+    if high <= low:
+        margin = abs(high) * 0.1 or 1.0
+        low, high = (low / 2 if log_y else low - margin), high + margin
+    count = max(height // 3, 3)
+    ticks = log_ticks(low, high, count) if log_y else nice_ticks(low, high, count)
     if log_y:
-        y_ticks = [tick for tick in y_ticks if tick > 0]
-        plotext.ylim(math.log10(y_low), math.log10(y_high))
-        plotext.yticks([math.log10(tick) for tick in y_ticks], [tick_label(tick) for tick in y_ticks])
+        plotext.ylim(math.log10(low), math.log10(high))
     else:
-        plotext.ylim(y_low, y_high)
-        plotext.yticks(y_ticks, [tick_label(tick) for tick in y_ticks])
+        plotext.ylim(low, high)
+    labels = [tick_label(tick) for tick in ticks]
+    plotext.yticks([math.log10(tick) for tick in ticks] if log_y else ticks, labels)
+    return max(map(len, labels), default=0)

@@ -1,0 +1,86 @@
+"""Random keys, clicks and sizes on every screen: no exception, whatever comes. `make soak` does many more."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.tui.app import WorkbenchApp
+from gpuworkbench.tui.screens.home import Home
+from tests.fixtures.recorded_run import card_run, hostile_run, new_run
+from tests.fixtures.run_family import run_family
+from tests.tui.helpers import RICH, home_is_filled, make_app
+
+KEYS = [
+    *"abcdefghijklmnoprstuvwxyz0123456789SX,.+-=[]/?",
+    *("left", "right", "up", "down", "shift+left", "shift+right", "home", "end", "pageup", "pagedown"),
+    *("tab", "shift+tab", "enter", "space", "escape", "delete", "backspace", "ctrl+s"),
+]
+SOAK = "GPUWORKBENCH_SOAK_KEYS"
+N_KEYS = int(os.environ.get(SOAK, "200"))
+N_SIZES = max(N_KEYS // 10, 20)
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUWORKBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    # What the keys would start or leave is not the matter here.
+    monkeypatch.setattr(WorkbenchApp, "start_preset", lambda *_, **__: None)
+    monkeypatch.setattr(WorkbenchApp, "resume_run", lambda *_: None)
+    monkeypatch.setattr(WorkbenchApp, "exit", lambda *_, **__: None)
+
+
+def all_runs(runs: Path) -> list[RunPaths]:
+    return [*run_family(runs), card_run(runs), hostile_run(runs), new_run(runs, "empty")]
+
+
+@pytest.mark.timeout(7200 if SOAK in os.environ else 300)
+async def test_random_keys(tmp_path: Path) -> None:
+    runs = all_runs(tmp_path)
+    app = make_app(tmp_path)
+    rng = random.Random(11)
+    async with app.run_test(size=RICH) as pilot:
+        await home_is_filled(pilot)
+        for number in range(N_KEYS):
+            if number % 40 == 0:
+                bring_up(app, rng, runs)
+            app.simulate_key(rng.choice(KEYS))
+            if number % 4 == 0:
+                await pilot.pause(0)
+        await pilot.pause()
+
+
+@pytest.mark.timeout(7200 if SOAK in os.environ else 300)
+async def test_random_sizes(tmp_path: Path) -> None:
+    runs = all_runs(tmp_path)
+    app = make_app(tmp_path)
+    rng = random.Random(13)
+    async with app.run_test(size=RICH) as pilot:
+        await home_is_filled(pilot)
+        for number in range(N_SIZES):
+            if number % 5 == 0:
+                bring_up(app, rng, runs)
+            await pilot.resize_terminal(rng.randint(1, 240), rng.randint(1, 80))
+            app.simulate_key(rng.choice(["left", "plus", "x", "2", "escape"]))
+        await pilot.pause()
+
+
+def bring_up(app: WorkbenchApp, rng: random.Random, runs: list[RunPaths]) -> None:
+    """Another screen on top, from Home."""
+    while not isinstance(app.screen, Home):
+        app.pop_screen()
+    there = [paths for paths in runs if paths.root.is_dir()]
+    which = rng.randrange(4)
+    if which == 0:
+        app.show_runs()
+    elif which == 1 and len(there) > 2:
+        for paths in rng.sample(there, 3):
+            app.services.marks.toggle(paths.root)
+        app.compare_marked(None)
+    elif which == 2 and there:
+        app.open_run(rng.choice(there))
