@@ -92,7 +92,12 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run it")
     how.add_argument("--headless", action="store_true", help="without the app: progress as lines")
     how.add_argument("--detach", action="store_true", help="start it and return; `attach` comes back to it")
-    how.add_argument("--force", action="store_true", help="train on the card here though the preset asks for more")
+    how.add_argument("--queue", action="store_true", help="start once the runs before it have left its card (or CPU)")
+    how.add_argument(
+        "--force",
+        action="store_true",
+        help="train on the card here though it is smaller than asked for, or in use",
+    )
     how.add_argument("--run-id", metavar="NAME", help="name of the new run's directory")
     _add_common(how)
 

@@ -9,6 +9,7 @@ The tree:
     │   ├── DataError                       a corpus, a shard, a tokenizer
     │   └── RunError                        a run that is not there, is ambiguous or is malformed
     ├── RunLockedError             exit 3   another process is training this run
+    │   └── DeviceBusyError                 another run uses the card
     ├── DoesNotFitError            exit 4   the card, the host memory or the disk is too small
     └── CheckpointError            exit 1   no intact checkpoint could be read or written
         └── ForeignCheckpointError          an intact one that this program or run cannot use: nothing is put aside
@@ -92,6 +93,10 @@ class RunLockedError(WorkbenchError):
 
     exit_code = ExitCode.LOCKED
     kind = "config"
+
+
+class DeviceBusyError(RunLockedError):
+    """Another run uses the card, or waits for it."""
 
 
 class DoesNotFitError(WorkbenchError):

@@ -30,6 +30,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRuns]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _state_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests take turns among themselves, not with the runs of whoever starts them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_trainer_outlives_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A trainer has a session of its own, so a test that fails midway leaves it training: end it here."""
     yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuworkbench.commands.follow import POLL_S, caught_up_log, make_renderer, saved_so_far, show_log_end
+from gpuworkbench.commands.follow import POLL_S, QueueNotes, caught_up_log, make_renderer, saved_so_far, show_log_end
 from gpuworkbench.commands.output import say
 from gpuworkbench.errors import ExitCode
 from gpuworkbench.headless.follow import follow
@@ -21,12 +21,18 @@ def run(arguments: argparse.Namespace) -> int:
     paths = resolve_run(runs_dir(arguments.runs_dir), arguments.run)
     renderer = make_renderer(arguments.json)
     is_live = probe_lock(paths.lock) is not None
+    queue = QueueNotes(paths, renderer.note)
+
+    def is_done() -> bool:
+        queue.look()
+        return probe_lock(paths.lock) is None
+
     try:
         log = caught_up_log(paths, show_from_start=arguments.json or not is_live)
-        state = follow(paths.events, renderer, poll_s=POLL_S, is_done=lambda: probe_lock(paths.lock) is None, log=log)
+        state = follow(paths.events, renderer, poll_s=POLL_S, is_done=is_done, log=log)
     except KeyboardInterrupt:
         if is_live:
-            renderer.note(f"detached; {paths.run_id} goes on training")
+            renderer.note(f"detached; {paths.run_id} goes on {'waiting' if queue.is_waiting else 'training'}")
         return ExitCode.OK
     renderer.finish(state, name_to_type(paths))
     report = derive_status(paths)

@@ -15,13 +15,18 @@ from gpuworkbench.commands.output import say
 from gpuworkbench.headless.follow import follow
 from gpuworkbench.headless.renderer import HeadlessRenderer
 from gpuworkbench.launch.spawn import TrainerProcess
+from gpuworkbench.runs.heartbeat import PHASE_QUEUED, read_heartbeat
+from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths, name_to_type
+from gpuworkbench.runs.status import read_config
 from gpuworkbench.runs.tail import log_end
+from gpuworkbench.runs.turns import ahead_of, describe_wait, device_of_table
 from gpuworkbench.state.live_log import LiveLog
 
 Handler = Callable[[int, FrameType | None], None]
 POLL_S = 0.1
+QUEUE_INTERVAL_S = 0.5
 LOG_LINES = 12
 
 
@@ -90,14 +95,17 @@ def caught_up_log(paths: RunPaths, *, show_from_start: bool) -> LiveLog:
 def follow_trainer(trainer: TrainerProcess, signals: ForwardedSignals, log: LiveLog, *, as_json: bool) -> int:
     """Show a trainer we started until it ends; returns its exit code."""
     renderer = make_renderer(as_json)
+    queue = QueueNotes(trainer.paths, renderer.note)
     has_noted = False
 
     def is_done() -> bool:
         nonlocal has_noted
         trainer.deliver()
+        queue.look()
         if signals.n_asked and not has_noted:
             has_noted = True
-            renderer.note("stopping after this step, with a checkpoint; once more to end at once", "warning")
+            stopping = "stopping after this step, with a checkpoint; once more to end at once"
+            renderer.note("leaving the queue" if queue.is_waiting else stopping, "warning")
         return trainer.exit_code() is not None
 
     state = follow(trainer.paths.events, renderer, poll_s=POLL_S, is_done=is_done, log=log)
@@ -107,6 +115,33 @@ def follow_trainer(trainer: TrainerProcess, signals: ForwardedSignals, log: Live
     if not state.is_finished or state.exit_code != code:
         explain_silent_end(trainer.paths, code)
     return code
+
+
+class QueueNotes:
+    """Says whom a queued run waits for, whenever that changes."""
+
+    def __init__(self, paths: RunPaths, note: Callable[[str], object]) -> None:
+        self.is_waiting = False
+        self._paths = paths
+        self._note = note
+        self._said = ""
+        self._look_at_s = 0.0
+
+    def look(self) -> None:
+        """Look at most every `QUEUE_INTERVAL_S`."""
+        if time.monotonic() < self._look_at_s:
+            return
+        self._look_at_s = time.monotonic() + QUEUE_INTERVAL_S
+        beat = read_heartbeat(self._paths.heartbeat)
+        self.is_waiting = beat is not None and beat.phase == PHASE_QUEUED and probe_lock(self._paths.lock) is not None
+        text = ""
+        if self.is_waiting:
+            text = f"queued: {describe_wait(ahead_of(self._paths, device_of_table(read_config(self._paths))))}"
+        elif self._said:
+            text = "its turn has come"
+        if text != self._said:
+            self._said = text
+            self._note(text)
 
 
 def explain_silent_end(paths: RunPaths, code: int) -> None:

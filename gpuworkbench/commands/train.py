@@ -12,17 +12,18 @@ from gpuworkbench.commands.follow import ForwardedSignals, caught_up_log, follow
 from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import parse_set
-from gpuworkbench.errors import ExitCode, UsageError
+from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 from gpuworkbench.launch import create as creation
 from gpuworkbench.launch import resume as resumption
 from gpuworkbench.launch.fork import fork
+from gpuworkbench.launch.queue import device_of_config, users_of
+from gpuworkbench.launch.refused import discard_refused
 from gpuworkbench.launch.spawn import TrainerProcess, spawn_trainer
-from gpuworkbench.runs.create import discard_run
 from gpuworkbench.runs.heartbeat import PHASE_QUEUED, read_heartbeat
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths, name_to_type, runs_dir
 from gpuworkbench.runs.store import resolve_run
-from gpuworkbench.runs.tail import tail_events
+from gpuworkbench.runs.turns import busy_error
 from gpuworkbench.state.live_log import LiveLog
 
 START_TIMEOUT_S = 60.0  # for an interpreter to start and to take the run's lock
@@ -45,13 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     plan = prepare(arguments)
     log = caught_up_log(plan.paths, show_from_start=False)
     with forwarded_signals() as signals:
-        trainer = signals.trainer = spawn_trainer(plan.paths, plan.run_file)
+        trainer = signals.trainer = spawned(plan, arguments)
         wait_for(trainer.is_settled, START_TIMEOUT_S)
         code = trainer.exit_code()
         if code == ExitCode.LOCKED:
-            if plan.is_new_file and not plan.is_new_run:
-                plan.run_file.unlink(missing_ok=True)
-            raise resumption.locked_by(plan.paths, probe_lock(plan.paths.lock))
+            raise refused_lock(plan)
         say(f"run {plan.paths.run_id} in {plan.paths.root}")
         if arguments.detach:
             wait_for_start(trainer)
@@ -64,11 +63,38 @@ def run(arguments: argparse.Namespace) -> int:
     return open_app(arguments, trainer)  # no signal is passed on: whatever ends a screen leaves its run alone
 
 
+def spawned(plan: Plan, arguments: argparse.Namespace) -> TrainerProcess:
+    """The plan's trainer; what was made for it goes again where it cannot be started. Raises RunError."""
+    try:
+        return spawn_trainer(plan.paths, plan.run_file, queue=arguments.queue, share=arguments.force)
+    except WorkbenchError:
+        discard(plan, ExitCode.LOCKED)
+        raise
+
+
+def refused_lock(plan: Plan) -> WorkbenchError:
+    """Why the trainer found something locked: its run, or its card, which another run took in this moment."""
+    holder = probe_lock(plan.paths.lock)
+    device = device_of_config(resumption.run_config(plan.paths))
+    users = users_of(device)
+    discard(plan, ExitCode.LOCKED)
+    is_card_busy = holder is None and device.is_card
+    return (
+        busy_error(device, users, can_share=plan.is_new_run)
+        if is_card_busy
+        else resumption.locked_by(plan.paths, holder)
+    )
+
+
+def discard(plan: Plan, code: int) -> None:
+    """Take back what was made for an attempt that was refused before it began."""
+    discard_refused(plan.paths, plan.run_file, code, is_new_run=plan.is_new_run, is_new_file=plan.is_new_file)
+
+
 def followed(plan: Plan, trainer: TrainerProcess, signals: ForwardedSignals, log: LiveLog, *, as_json: bool) -> int:
     """Show the trainer until it ends, and take back what was made for one that refused; returns its exit code."""
     code = follow_trainer(trainer, signals, log, as_json=as_json)
-    if code in (ExitCode.USAGE, ExitCode.DOES_NOT_FIT):
-        discard_refused(plan)
+    discard(plan, code)
     return code
 
 
@@ -83,15 +109,14 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--cpu-twin is chosen when a run starts", "leave it out: a resumed run stays what it is")
     if arguments.resume is not None and arguments.force:
         raise UsageError("--force is for starting a run", "leave it out: a resumed run keeps its card")
+    if arguments.queue and arguments.force:
+        raise UsageError("--queue waits for a card and --force shares it", "give one of them")
     if arguments.run_id is not None and arguments.resume is not None and not arguments.fork:
         raise UsageError("--run-id names a new run", "leave it out with --resume, or add --fork")
     if arguments.preset is None and arguments.resume is None:
         flags = {"--steps": arguments.steps, "--set": arguments.sets, "--run-id": arguments.run_id}
-        given = [
-            flag
-            for flag, value in {**flags, "--cpu-twin": arguments.cpu_twin, "--force": arguments.force}.items()
-            if value
-        ]
+        switches = {"--cpu-twin": arguments.cpu_twin, "--force": arguments.force, "--queue": arguments.queue}
+        given = [flag for flag, value in {**flags, **switches}.items() if value]
         if given or not is_app:
             what = given[0] if given else "--headless" if arguments.headless else "--detach"
             raise UsageError(f"{what} needs a run", "try `gpuworkbench --headless --preset quickstart`, or --help")
@@ -102,25 +127,29 @@ def check_flags(arguments: argparse.Namespace) -> None:
 def prepare(arguments: argparse.Namespace) -> Plan:
     """The run to train, with the run file to train it by. Raises every kind of refusal."""
     directory = runs_dir(arguments.runs_dir)
-    sets = tuple(parse_set(text) for text in arguments.sets)
+    sets, steps, queue = tuple(parse_set(text) for text in arguments.sets), arguments.steps, arguments.queue
     if arguments.resume is None:
         request = creation.LaunchRequest(
             preset=arguments.preset,
             runs_dir=directory,
             sets=sets,
-            steps=arguments.steps,
+            steps=steps,
             cpu_twin=arguments.cpu_twin,
             run_id=arguments.run_id,
             force=arguments.force,
+            queue=queue,
+            share=arguments.force,
         )
         created = creation.create(request, on_progress=DataProgress())
         return Plan(created, created.run_toml, is_new_run=True, is_new_file=True)
     parent = resolve_run(directory, arguments.resume)
     if arguments.fork:
-        child = fork(parent, directory, sets=sets, steps=arguments.steps, run_id=arguments.run_id)
+        child = fork(
+            parent, directory, sets=sets, steps=arguments.steps, run_id=arguments.run_id, queue=arguments.queue
+        )
         say(f"forked from {parent.run_id}")
         return Plan(child, child.run_toml, is_new_run=True, is_new_file=True)
-    resumed = resumption.resume(parent, sets=sets, steps=arguments.steps)
+    resumed = resumption.resume(parent, sets=sets, steps=steps, queue=queue)
     for difference in resumed.changed:
         say(f"changed: {difference}")
     return Plan(parent, resumed.run_file, is_new_run=False, is_new_file=resumed.is_new_file)
@@ -143,23 +172,6 @@ def wait_for_start(trainer: TrainerProcess) -> None:
         wait_for(has_started, START_TIMEOUT_S)
     finally:
         log.close()
-
-
-def discard_refused(plan: Plan) -> None:
-    """Take back what was made for an attempt that the trainer refused before it began: the run, or its run file."""
-    if has_begun(plan.paths):
-        return
-    if plan.is_new_run:
-        discard_run(plan.paths)
-    elif plan.is_new_file:
-        plan.run_file.unlink(missing_ok=True)
-
-
-def has_begun(paths: RunPaths) -> bool:
-    """Whether the newest attempt in the log got further than to an error."""
-    events = tail_events(paths.events)
-    newest = max((event.attempt for event in events), default=None)
-    return any(event.attempt == newest and event.type not in ("error", "run_finished") for event in events)
 
 
 def detached(paths: RunPaths, pid: int, as_json: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
@@ -64,8 +65,14 @@ def sections(table: Mapping[str, Any] | None = None) -> dict[str, type[msgspec.S
 
 def known_keys(table: Mapping[str, Any] | None = None) -> dict[str, Key]:
     """Every `section.key` there is. `model.family` in `table` decides the model section's."""
+    return dict(_keys_of(tuple(sections(table).items())))
+
+
+@cache
+def _keys_of(structs: tuple[tuple[str, type[msgspec.Struct]], ...]) -> Mapping[str, Key]:
+    """The keys of these sections: the same for each model family, and asked for with every key that is typed."""
     keys: dict[str, Key] = {}
-    for section, struct in sections(table).items():
+    for section, struct in structs:
         if section == "model":
             families: Any = Literal[tuple(registry.MODELS)]
             described: Any = Annotated[families, msgspec.Meta(description="the model family")]

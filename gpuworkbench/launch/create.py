@@ -20,10 +20,12 @@ from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.host import disk_free_bytes, probe_host
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.launch.pretrained import with_pretrained
+from gpuworkbench.launch.queue import refuse_busy
 from gpuworkbench.launch.resolve import resolve
 from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.runs.create import create_run, refuse_taken
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
+from gpuworkbench.runs.turns import device_of
 from gpuworkbench.units import format_bytes
 
 OnProgress = Callable[[str, float | None], None]
@@ -39,6 +41,8 @@ class LaunchRequest(NamedTuple):
     cpu_twin: bool = False
     run_id: str | None = None
     force: bool = False  # train on a card that falls short of the preset's card section
+    queue: bool = False  # wait for a card that another run uses
+    share: bool = False  # train beside the run that uses the card
     environ: Mapping[str, str] = os.environ
 
 
@@ -53,7 +57,7 @@ class Prepared(NamedTuple):
 def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prepared:
     """Preset, card and data, in this order, each refused with its own error; the resolved config.
 
-    Raises UsageError, RunError, ConfigError, DoesNotFitError, DataError.
+    Raises UsageError, RunError, ConfigError, DoesNotFitError, DeviceBusyError, DataError.
     """
     if request.run_id is not None:
         refuse_taken(RunPaths(request.runs_dir / validate_run_id(request.run_id)))
@@ -65,6 +69,8 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
     choice: DeviceChoice = select_device(
         config, probe_cards(), request.preset, has_cpu_twin=preset.has_cpu_twin, force=request.force
     )
+    if not (request.queue or request.share):
+        refuse_busy(device_of(choice.kind, choice.uuid, choice.index))
     if config.train.init_from:
         config = with_pretrained(asked, config.train.init_from, on_progress)
     config = msgspec.structs.replace(config, data=absolute_paths(config.data))

@@ -22,11 +22,13 @@ from gpuworkbench.io import REAL_FILES, Files, commit_directory
 from gpuworkbench.io.atomic import temporary_path
 from gpuworkbench.io.files import write_all
 from gpuworkbench.io.reading import open_regular
+from gpuworkbench.launch.queue import refuse_busy
 from gpuworkbench.launch.resolve import resolve
 from gpuworkbench.launch.resume import changed_config, refuse_past_end, run_config
 from gpuworkbench.runs.create import create_run
 from gpuworkbench.runs.manifest import MANIFEST_NAME, CheckpointRef, list_checkpoints, read_manifest, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
+from gpuworkbench.runs.turns import device_of
 
 _CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -38,13 +40,14 @@ def fork(
     sets: Iterable[Override] = (),
     steps: int | None = None,
     run_id: str | None = None,
+    queue: bool = False,
     environ: Mapping[str, str] = os.environ,
     files: Files = REAL_FILES,
 ) -> RunPaths:
     """A new run that starts from the newest intact checkpoint of `paths`, with changed keys.
 
     It is there with its checkpoint or not at all. Raises ConfigError, RunError, CheckpointError, DataError,
-    DoesNotFitError.
+    DoesNotFitError, DeviceBusyError (without `queue`).
     """
     if run_id is not None:
         validate_run_id(run_id)
@@ -57,6 +60,8 @@ def fork(
     reference = newest_intact_checkpoint(paths)
     refuse_past_end(paths, new)
     choice = select_device(new, probe_cards())
+    if not queue:
+        refuse_busy(device_of(choice.kind, choice.uuid, choice.index), can_share=False)
     new, data = _prepare(old.data, new, paths)
     if new.eval.interval_steps:
         check_eval_tokens(new, data.n_val_tokens)

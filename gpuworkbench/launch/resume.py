@@ -15,6 +15,7 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_config_file
 from gpuworkbench.data import load_same_tokens, prepare
 from gpuworkbench.errors import ConfigError, RunLockedError
+from gpuworkbench.launch.queue import device_of_config, refuse_busy
 from gpuworkbench.launch.resolve import resolve_steps
 from gpuworkbench.runs.create import newest_run_file, write_attempt_file
 from gpuworkbench.runs.heartbeat import living_pid
@@ -42,11 +43,13 @@ def resume(
     *,
     sets: Iterable[Override] = (),
     steps: int | None = None,
+    queue: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Resumption:
     """Check that a run may go on with these changes, and write its new run file where keys changed.
 
-    Raises RunLockedError, ConfigError (a semantic key changed; naming `--fork`), DataError, RunError.
+    With `queue` its card may be in use: the trainer waits for it.
+    Raises RunLockedError, DeviceBusyError, ConfigError (a semantic key changed; naming `--fork`), DataError, RunError.
     """
     refuse_locked(paths)
     newest = newest_run_file(paths)
@@ -60,6 +63,8 @@ def resume(
             "add --fork to train on as a new run, or leave it as it was",
         )
     refuse_past_end(paths, new)
+    if not queue:
+        refuse_busy(device_of_config(new), can_share=False)
     load_same_tokens(new, paths.tokenizer)
     if not changed:
         return Resumption(paths, (), newest, is_new_file=False)

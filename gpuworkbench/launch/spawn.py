@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from gpuworkbench.errors import RunError
+from gpuworkbench.launch.queue import take_place
 from gpuworkbench.runs.lock import UNKNOWN_PID, probe_lock
 from gpuworkbench.runs.paths import RunPaths
 
@@ -91,9 +92,15 @@ class TrainerProcess:
             self._process.send_signal(number)
 
 
-def spawn_trainer(paths: RunPaths, run_file: Path) -> TrainerProcess:
-    """Start `python -m gpuworkbench.training RUN_DIR RUN_FILE`. Raises RunError."""
-    command = torch_command("gpuworkbench.training", str(paths.root), run_file.name)
+def spawn_trainer(paths: RunPaths, run_file: Path, *, queue: bool = False, share: bool = False) -> TrainerProcess:
+    """Start `python -m gpuworkbench.training RUN_DIR RUN_FILE`. Raises RunError.
+
+    `queue`: it first waits until the runs before it have left its device; `share`: it uses a card beside others.
+    """
+    if queue:
+        take_place(paths)
+    claim = ["--queue"] if queue else ["--share"] if share else []
+    command = torch_command("gpuworkbench.training", str(paths.root), run_file.name, *claim)
     log = _open_log(paths.trainer_log)
     try:
         process = subprocess.Popen(

@@ -14,7 +14,11 @@ MAX_LABEL_BYTES = 256 * 1024
 
 
 class Label(Struct, frozen=True, kw_only=True):
-    """Text is as a person typed it: show it through `safe_text`. `queue_position` counts from 1; None: not queued."""
+    """Text is as a person typed it: show it through `safe_text`.
+
+    `queue_position` orders the runs that wait for one device, lowest first; it says nothing once a run trains. None:
+    never queued.
+    """
 
     name: str = ""
     notes: str = ""

@@ -21,6 +21,7 @@ from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import list_checkpoints
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.tail import TAIL_BYTES, WIDE_TAIL_BYTES, Glimpse, log_end, tail_events
+from gpuworkbench.runs.turns import ahead_of, describe_wait, device_of_table
 from gpuworkbench.text import safe_text
 
 STALL_MIN_S = 30.0
@@ -86,7 +87,10 @@ def derive_status(paths: RunPaths, now: float | None = None) -> StatusReport:
         last_checkpoint_step=next((ref.step for ref in list_checkpoints(paths)), None),
     )
     if holder is not None:
-        return _live(report, holder, beat, events, moment)
+        live = _live(report, holder, beat, events, moment)
+        if live.status is RunStatus.QUEUED:
+            return _replace(live, reason=describe_wait(ahead_of(paths, device_of_table(read_config(paths)))))
+        return live
     return _dead(report, paths, beat, events, moment)
 
 
@@ -98,7 +102,7 @@ def _live(report: StatusReport, holder: int, beat: Heartbeat | None, events: lis
     if beat is None or (holder and beat.pid != holder):
         reason = "starting"
     elif beat.phase == PHASE_QUEUED:
-        status, reason = RunStatus.QUEUED, "waiting for the card"
+        status = RunStatus.QUEUED
     elif silence_s > SILENT_HEARTBEAT_S:
         status, reason = RunStatus.STALLED, f"no sign of life for {silence_s:.0f} s"
     elif idle_s is None:

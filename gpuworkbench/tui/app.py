@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import ClassVar
 
@@ -11,17 +15,32 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from gpuworkbench.config.presets import load_preset
+from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.launch.create import LaunchRequest, create
 from gpuworkbench.launch.resume import resume
 from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
-from gpuworkbench.tui.launching import LaunchDone, LaunchFailed, LaunchProgress, Progress, start_launch
+from gpuworkbench.tui.form.draft import Draft
+from gpuworkbench.tui.form.outlook import Machine
+from gpuworkbench.tui.launching import (
+    LAUNCH_THREAD,
+    Launch,
+    LaunchDone,
+    LaunchFailed,
+    LaunchProgress,
+    LaunchRefused,
+    Progress,
+    start_launch,
+)
+from gpuworkbench.tui.preview_data import PREVIEW_THREAD
 from gpuworkbench.tui.screens.compare import CompareScreen
 from gpuworkbench.tui.screens.dialogs import Choice
 from gpuworkbench.tui.screens.help import HelpScreen, keys_of
 from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.launch import LaunchScreen
 from gpuworkbench.tui.screens.live import Live
 from gpuworkbench.tui.screens.runs import Runs
 from gpuworkbench.tui.services import Services
@@ -32,7 +51,7 @@ from gpuworkbench.tui.widgets.job_bar import JobBar
 class WorkbenchApp(App[int]):
     """Home at the bottom of the stack, a live run above it."""
 
-    CSS_PATH: ClassVar[list[str | PurePath]] = ["app.tcss", "runs.tcss"]
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["app.tcss", "runs.tcss", "launch.tcss"]
     TITLE = "gpuworkbench"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?", id="app.help", tooltip="The keys of this screen"),
@@ -45,6 +64,9 @@ class WorkbenchApp(App[int]):
         self.services = services
         self._open_first = open_first
         self._launching = ""
+        self._again: Callable[[str], None] | None = None  # the last launch, in the queue or sharing the card
+        self._drafts: dict[Path, Draft] = {}
+        self._drafts_of_runs: dict[RunPaths, Draft] = {}
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = DEFAULT_THEME
@@ -73,8 +95,8 @@ class WorkbenchApp(App[int]):
     # What screens ask for
 
     def open_run(self, paths: RunPaths) -> None:
-        """Show a run, in place of one that is shown."""
-        if isinstance(self.screen, Live):
+        """Show a run, in place of one or of the form that are shown."""
+        if isinstance(self.screen, Live | LaunchScreen):
             self.pop_screen()
         self.push_screen(Live(paths))
 
@@ -97,30 +119,56 @@ class WorkbenchApp(App[int]):
             return
         self.push_screen(CompareScreen(runs))
 
-    def start_preset(self, name: str, *, cpu_twin: bool) -> None:
-        """Prepare and start a new run in the background, then show it."""
-        label = f"{name} (CPU twin)" if cpu_twin else name
-        if not self._may_launch(label):
+    def open_preset(self, name_or_path: str, machine: Machine | None, *, cpu_twin: bool) -> None:
+        """Show a preset as a form, with what was changed in it before."""
+        try:
+            draft = Draft(load_preset(name_or_path), is_twin=cpu_twin)
+        except WorkbenchError as error:
+            self.notify(error.line(), severity="error", timeout=15, markup=False)
             return
+        kept = self._drafts.get(draft.preset.path)
+        if kept is not None:
+            draft = replace(kept, preset=draft.preset)  # its file may have changed since; what was typed stays
+        self.push_screen(LaunchScreen(draft, machine))
+
+    def keep_draft(self, draft: Draft) -> None:
+        """Remember what is being changed in a preset, for as long as the app lives."""
+        self._drafts[draft.preset.path] = draft
+
+    def start_preset(self, name: str, *, cpu_twin: bool) -> None:
+        """Prepare and start a new run of a preset as it is."""
         if cpu_twin:
             self.notify(f"No card here is enough for {name}: starting its CPU twin", markup=False)
         request = LaunchRequest(preset=name, runs_dir=self.services.runs_dir, cpu_twin=cpu_twin)
+        self.launch(request, f"{name} (CPU twin)" if cpu_twin else name)
+
+    def launch(self, request: LaunchRequest, label: str, draft: Draft | None = None) -> None:
+        """Prepare and start a new run in the background, then show it."""
+        if not self._may_launch(label):
+            return
 
         def prepare(progress: Progress) -> tuple[RunPaths, Path]:
             paths = create(request, on_progress=progress)
+            if draft is not None:
+                self._drafts_of_runs[paths] = draft
             return paths, paths.run_toml
 
-        start_launch(label, prepare, self.post_message, is_new=True)
+        def again(claim: str) -> None:
+            self.launch(request._replace(queue=claim == "queue", share=claim == "share"), label, draft)
 
-    def resume_run(self, paths: RunPaths) -> None:
+        self._again = again
+        start_launch(Launch(label, prepare, is_new=True, queue=request.queue, share=request.share), self.post_message)
+
+    def resume_run(self, paths: RunPaths, *, queue: bool = False, share: bool = False) -> None:
         """Check in the background that a run may go on, and start its trainer."""
         if not self._may_launch(paths.run_id):
             return
 
         def prepare(_progress: Progress) -> tuple[RunPaths, Path]:
-            return paths, resume(paths).run_file
+            return paths, resume(paths, queue=queue or share).run_file
 
-        start_launch(paths.run_id, prepare, self.post_message, is_new=False)
+        self._again = lambda claim: self.resume_run(paths, queue=claim == "queue", share=claim == "share")
+        start_launch(Launch(paths.run_id, prepare, is_new=False, queue=queue, share=share), self.post_message)
 
     def _may_launch(self, name: str) -> bool:
         """One launch at a time: they would share the data cache and the processor."""
@@ -154,7 +202,36 @@ class WorkbenchApp(App[int]):
     @on(LaunchFailed)
     def _launch_failed(self, message: LaunchFailed) -> None:
         self._launch_over()
+        if message.busy:
+            self._ask_to_queue(message.busy)
+        elif isinstance(self.screen, LaunchScreen):
+            self.screen.refused(message.line)
+        else:
+            self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
+
+    @on(LaunchRefused)
+    def _launch_refused(self, message: LaunchRefused) -> None:
+        """A trainer refused after it was started: back to where it was started from."""
+        self.services.trainers.reap()
+        draft = self._drafts_of_runs.pop(message.paths, None)
+        if isinstance(self.screen, Live) and self.screen.paths == message.paths and not message.paths.root.exists():
+            self.pop_screen()
+            if draft is not None:
+                self.push_screen(LaunchScreen(draft, refusal=message.line))
+                return
         self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
+
+    def _ask_to_queue(self, busy: str) -> None:
+        """A card in use: wait for it, share it, or leave it."""
+        again = self._again
+        answers = [("queue", "Wait in its queue"), ("share", "Share the card"), ("cancel", "Cancel")]
+
+        def answered(answer: str | None) -> None:
+            if answer in ("queue", "share") and again is not None:
+                again(answer)
+
+        question = f"{busy}.\nA queued run starts by itself, even when the app has ended."
+        self.push_screen(Choice(question, answers), answered)
 
     def _launch_over(self) -> None:
         self._launching = ""
@@ -193,4 +270,10 @@ def run_app(services: Services, open_first: RunPaths | None = None) -> int:
     """Run the app to its end; returns the exit code of the process."""
     app = WorkbenchApp(services, open_first)
     app.run()
-    return app.return_code or 0
+    code = app.return_code or 0
+    if any(thread.name.startswith((LAUNCH_THREAD, PREVIEW_THREAD)) for thread in threading.enumerate()):
+        # Data is being prepared. Native code on a thread would be torn down with the interpreter, and abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from gpuworkbench.config.presets import Preset, configure, iter_preset_paths, load_preset
+from gpuworkbench.config.presets import Preset, configure, iter_preset_paths, load_preset, user_preset_dir
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError, DoesNotFitError, RunError
 from gpuworkbench.events.index import best_index
@@ -29,6 +29,8 @@ from gpuworkbench.units import GIB
 INTERVAL_S = 2.0
 FIRST_INTERVAL_S = 0.5  # the CPU load needs two readings
 ANY_MACHINE = "Any machine"
+OWN = "Own presets"
+GROUPS = {OWN: 0, ANY_MACHINE: 1}  # the others follow, by card
 MAX_REPLAY_BYTES = 1024 * 1024  # of a log without an index, for its sparkline
 SPARK_POINTS = 64
 
@@ -46,6 +48,7 @@ class PresetRow:
     limit_bytes: int | None
     config: RunConfig | None  # what would be run: the twin's where the twin would
     problem: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +148,23 @@ def run_row(info: RunInfo, events: Path, size: int) -> RunRow:
 
 
 def preset_rows(cards: list[Card], host: Host) -> tuple[PresetRow, ...]:
-    """Every preset, those for any machine first, then by card."""
+    """Every preset: a person's own, those for any machine, then by card."""
     rows = []
     for path in iter_preset_paths():
         try:
             rows.append(preset_row(load_preset(str(path)), cards, host))
         except ConfigError as error:
-            rows.append(PresetRow(path.stem, "Not readable", "", "none", None, None, None, None, error.line()))
-    return tuple(sorted(rows, key=lambda row: (row.group != ANY_MACHINE, row.config is None, row.group, row.name)))
+            problem = error.line()
+            rows.append(PresetRow(path.stem, "Not readable", "", "none", None, None, None, None, problem, str(path)))
+    return tuple(sorted(rows, key=lambda row: (GROUPS.get(row.group, 2), row.config is None, row.group, row.name)))
 
 
 def preset_row(preset: Preset, cards: list[Card], host: Host) -> PresetRow:
     """One preset with what would be run here and whether it fits, as predicted."""
     config, problem = preset.config, ""
     group = safe_text(config.card.name, max_chars=60) if config.card else ANY_MACHINE
+    if preset.path.parent == user_preset_dir():
+        group = OWN
     choice: DeviceChoice | None = None
     try:
         choice = select_device(config, cards)
@@ -174,7 +180,8 @@ def preset_row(preset: Preset, cards: list[Card], host: Host) -> PresetRow:
         needed = predicted.total_bytes if runs_as == "cuda" else predicted.host_bytes
         verdict_here = verdict(needed, limit)
     description = safe_text(config.description, max_chars=400)
-    return PresetRow(preset.name, group, description, runs_as, verdict_here, predicted, limit, config, problem)
+    where = str(preset.path)
+    return PresetRow(preset.name, group, description, runs_as, verdict_here, predicted, limit, config, problem, where)
 
 
 def limit_bytes(config: RunConfig, choice: DeviceChoice | None, host: Host) -> int | None:

@@ -25,7 +25,7 @@ LONG = PRESET.replace("max_steps = 40", "max_steps = 3000").replace("interval_st
 def workspace_with_preset(root: Path, monkeypatch: pytest.MonkeyPatch, preset: str = PRESET) -> Workspace:
     """A workspace whose preset is the first on Home."""
     workspace = Workspace(root, preset)
-    for name in ("GPUWORKBENCH_CACHE_DIR", "GPUWORKBENCH_RUNS_DIR", "XDG_CONFIG_HOME", "PYTHONPATH"):
+    for name in ("GPUWORKBENCH_CACHE_DIR", "GPUWORKBENCH_RUNS_DIR", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "PYTHONPATH"):
         monkeypatch.setenv(name, workspace.environ[name])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     presets = root / "config" / "gpuworkbench" / "presets"
@@ -35,10 +35,10 @@ def workspace_with_preset(root: Path, monkeypatch: pytest.MonkeyPatch, preset: s
 
 
 async def started(pilot: Pilot[int]) -> Live:
-    """Take the first preset and wait for its first step on the live screen."""
+    """Start the first preset as it is, and wait for its first step on the live screen."""
     await home_is_filled(pilot)
     assert "a_tiny_one" in screen_text(pilot.app)
-    await pilot.press("enter")
+    await pilot.press("s")
     await until(pilot, lambda: isinstance(pilot.app.screen, Live), "live screen", 60)
     live = pilot.app.screen
     assert isinstance(live, Live)
@@ -133,7 +133,7 @@ async def test_a_refused_launch_is_one_line_and_leaves_nothing(tmp_path: Path, m
     app = WorkbenchApp(Services(runs_dir=workspace.runs))
     async with app.run_test(size=SMALL) as pilot:
         home = await home_is_filled(pilot)
-        await pilot.press("enter")
+        await pilot.press("s")
         await until(pilot, lambda: any(n.severity == "error" for n in app._notifications), "refusal")
         assert app.screen is home
         assert "corpus.txt" in next(n.message for n in app._notifications if n.severity == "error")

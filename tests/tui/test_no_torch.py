@@ -26,6 +26,10 @@ async def look():
         await pilot.pause(0.7)
         await pilot.press("escape")
         await pilot.pause(0.7)
+        app.open_preset("quickstart", None, cpu_twin=False)
+        await pilot.pause(0.7)
+        await pilot.press("escape")
+        await pilot.pause(0.1)
         await pilot.press("q")
     return app.return_code
 

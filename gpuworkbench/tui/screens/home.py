@@ -18,6 +18,7 @@ from textual.widgets import DataTable, Footer, Input, OptionList, Static
 from gpuworkbench.plan.analytic import Verdict
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.state.lines import one_line
+from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.home_data import HomeSource, HomeView, PresetRow
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.watch import Watcher
@@ -121,7 +122,7 @@ class Home(Screen[None]):
             table.show(runs)
             live = sum(is_live(row) for row in view.runs)
             table.border_subtitle = f"{len(view.runs)}, {live} live" if view.runs else ""
-            hint = "no run yet: enter on a preset starts one" if not view.runs else "no run matches the filter"
+            hint = "no run matches the filter" if view.runs else "no run yet: enter on a preset opens it, s starts it"
             self.query_one("#no-runs", Static).update(Content.styled("" if runs else hint, "$foreground-muted"))
             self.query_one("#no-runs", Static).display = not runs
             table.display = bool(runs)
@@ -134,6 +135,17 @@ class Home(Screen[None]):
     @on(OptionList.OptionSelected)
     def _preset_selected(self, event: OptionList.OptionSelected) -> None:
         row = self.query_one(PresetList).rows.get(event.option.id or "")
+        if row is None:
+            return
+        if row.config is None:
+            self.app.notify(one_line(row.problem), title=row.name, severity="error", markup=False)
+            return
+        machine = Machine(self.view.cards, self.view.host, {}) if self.view is not None else None
+        self.app.open_preset(row.path or row.name, machine, cpu_twin=row.runs_as == "twin")
+
+    @on(PresetList.StartNow)
+    def _start_now(self) -> None:
+        row = self.query_one(PresetList).chosen
         if row is not None:
             self._start(row)
 

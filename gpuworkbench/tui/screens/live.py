@@ -205,10 +205,15 @@ class Live(PlotActions, Screen[None]):
 
         def answered(yes: bool | None) -> None:
             if yes:
-                self._send("stop", "stopping after this step, with a checkpoint")
+                is_queued = self.view is not None and self.view.status is RunStatus.QUEUED
+                self._send("stop", "leaving the queue" if is_queued else "stopping after this step, with a checkpoint")
 
-        question = "Stop this run?\nIt finishes its step, writes a checkpoint, and can be resumed."
-        self.app.push_screen(Confirm(question, "Stop it", "Let it train"), answered)
+        if self.view is not None and self.view.status is RunStatus.QUEUED:
+            question, no = "Take this run out of its queue?\nIt can be resumed.", "Let it wait"
+        else:
+            question = "Stop this run?\nIt finishes its step, writes a checkpoint, and can be resumed."
+            no = "Let it train"
+        self.app.push_screen(Confirm(question, "Stop it", no), answered)
 
     def action_resume(self) -> None:
         """Start a trainer on the last checkpoint."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -15,15 +16,19 @@ from gpuworkbench.text import safe_text
 from gpuworkbench.tui.home_data import PresetRow
 from gpuworkbench.units import format_bytes
 
-_STYLES = {Verdict.FITS: "$text-success", Verdict.TIGHT: "$text-warning", Verdict.DOES_NOT_FIT: "$text-error"}
+VERDICT_STYLES = {Verdict.FITS: "$text-success", Verdict.TIGHT: "$text-warning", Verdict.DOES_NOT_FIT: "$text-error"}
 
 
 class PresetList(OptionList):
     """Options carry the preset's name as their id."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select", "Start", id="presets.start", tooltip="Start the preset, or its CPU twin"),
+        Binding("enter", "select", "Open", id="presets.open", tooltip="Look at the preset, change it, start it"),
+        Binding("s", "start_now", "Start", id="presets.start", tooltip="Start the preset, or its CPU twin, as it is"),
     ]
+
+    class StartNow(Message):
+        """The highlighted preset is to be started as it is."""
 
     def __init__(self) -> None:
         super().__init__(id="presets", markup=False)
@@ -45,6 +50,10 @@ class PresetList(OptionList):
         wanted = chosen.name if chosen is not None and chosen.name in names else next((n for n in names if n), None)
         if wanted is not None:
             self.highlighted = names.index(wanted)
+
+    def action_start_now(self) -> None:
+        """See the message."""
+        self.post_message(self.StartNow())
 
     @property
     def chosen(self) -> PresetRow | None:
@@ -73,7 +82,7 @@ def badge(row: PresetRow) -> tuple[str, str]:
         return "CPU twin", "$text-accent"
     if row.verdict is None:
         return "size n/a", "$foreground-muted"
-    return row.verdict.label, _STYLES[row.verdict]
+    return row.verdict.label, VERDICT_STYLES[row.verdict]
 
 
 def _line(row: PresetRow, width: int) -> Content:
