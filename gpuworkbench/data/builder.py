@@ -53,13 +53,15 @@ class Builder:
         """Encode, generate or scan; then commit. DataError if the source changed meanwhile. Raises OSError."""
 
         def fill(directory: Path) -> Meta:
-            match source:
-                case TextSource():
-                    meta = self._encode_text(directory, source.corpus)
-                case SyntheticSource():
-                    meta = self._generate(directory, source)
-                case ShardSource():
-                    meta = self._scan(directory, source)
+            if isinstance(source, TextSource):
+                meta = self._encode_text(directory, source.corpus)
+            else:
+                Journal(directory, self._files).start_over()  # quick enough to begin again
+                match source:
+                    case SyntheticSource():
+                        meta = self._generate(directory, source)
+                    case ShardSource():
+                        meta = self._scan(directory, source)
             if resolve_source(self._config, self._root).fingerprint != source.fingerprint:
                 raise DataError(f"data.source = {self._config.source!r} changed while it was read", "start again")
             return meta

@@ -364,3 +364,15 @@ def paragraphs(text: str) -> Iterator[str]:
         elif lines:
             yield "\n".join(lines)
             lines = []
+
+
+def test_what_a_killed_generation_left_is_swept_away(tmp_path: Path) -> None:
+    config = DataConfig(source="synthetic", tokenizer="byte", synthetic_tokens=1000)
+    prepared = prepare_data(config, cache_dir=tmp_path / "c")
+    expected = content(prepared)
+    left = prepared.directory.with_name(f"{partial.PREFIX}{prepared.directory.name}")
+    prepared.directory.rename(left)
+    (left / "tokenizer" / "tokenizer.json").unlink()
+    (left / "meta.json").unlink()
+    (left / "train-00007.bin").touch()
+    assert content(prepare_data(config, cache_dir=tmp_path / "c")) == expected

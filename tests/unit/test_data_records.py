@@ -18,7 +18,7 @@ from gpuworkbench.data.documents import Mark
 from gpuworkbench.data.text_files import open_text
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
-from tests.unit.test_data_text_files import SENTENCES, refusal
+from tests.unit.test_data_text_files import SENTENCES
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow (the extra `data`) is not installed")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -79,6 +79,16 @@ def documents(path: Path, loss_on: Any = "auto") -> list[list[tuple[str, bool, b
         marks = document.marks or [Mark()] * len(chunks)
         found.append([(chunk, mark.scored, mark.ends) for chunk, mark in zip(chunks, marks, strict=True)])
     return found
+
+
+def refusal(source: Path, tmp_path: Path) -> str:
+    """The one line of the refusal, which must leave nothing prepared behind."""
+    with pytest.raises(DataError) as caught:
+        prepare(data_config(source), cache_dir=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").glob("data/*") if path.is_dir()]
+    line = caught.value.line()
+    assert "\n" not in line
+    return line
 
 
 def tokens_of(data: PreparedData, split: Any) -> list[int]:
