@@ -22,8 +22,8 @@ from gpuworkbench.commands.output import say
 from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import Override, build, parse_set
 from gpuworkbench.config.optimizers import spec_of
+from gpuworkbench.config.own_presets import own_preset, own_preset_path, save_own_preset
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.tuned_preset import refuse_taken_name, save_tuned_preset
 from gpuworkbench.data import check_eval_tokens
 from gpuworkbench.errors import ConfigError, ExitCode, UsageError
 from gpuworkbench.launch.create import LaunchRequest, Prepared, check
@@ -87,7 +87,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.bench_force and arguments.save_preset is None:
         raise UsageError("--force is for --save-preset", "leave it out")
     if arguments.save_preset is not None:
-        refuse_taken_name(arguments.save_preset, overwrite=arguments.bench_force)
+        own_preset_path(arguments.save_preset, overwrite=arguments.bench_force)
 
 
 def prepare(arguments: argparse.Namespace) -> Search:
@@ -257,13 +257,9 @@ def save(arguments: argparse.Namespace, search: Search, lr: float) -> Path:
     before = search.prepared.preset.config.description
     description = f"{before[: 390 - len(how)]}; {how}" if before else how
     try:
-        return save_tuned_preset(
-            arguments.save_preset,
-            search.prepared.preset,
-            [*sets, Override("optimizer.lr", lr, "bench lr")],
-            description,
-            is_twin=search.config.is_cpu_twin,
-            overwrite=arguments.bench_force,
-        )
+        changes = [*sets, Override("optimizer.lr", lr, "bench lr")]
+        of_full, of_twin = ([], changes) if search.config.is_cpu_twin else (changes, [])
+        text = own_preset(search.prepared.preset, of_full, of_twin, description)
+        return save_own_preset(arguments.save_preset, text, overwrite=arguments.bench_force)
     except ConfigError as error:
         raise ConfigError(f"the best rate is {lr:g}, but {error.message}", error.hint) from None

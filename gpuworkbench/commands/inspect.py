@@ -17,6 +17,7 @@ from gpuworkbench.data.location import NAMED_SOURCES
 from gpuworkbench.data.meta import FILE_NAME, FORMAT, Part
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.prepared import PreparedData
+from gpuworkbench.data.sources import with_vocabulary
 from gpuworkbench.data.split import SPLITS, Split
 from gpuworkbench.data.statistics import Statistics, statistics
 from gpuworkbench.errors import DataError, ExitCode, RunError, UsageError
@@ -89,7 +90,7 @@ def find_subject(arguments: argparse.Namespace) -> Subject:
 def _of_run(arguments: argparse.Namespace) -> Subject:
     _refuse_keys(arguments, "a run")
     paths = resolve_run(runs_dir(arguments.runs_dir), arguments.source)
-    config = run_config(paths).data
+    config = with_vocabulary(run_config(paths))
     prepared = prepare_data(config, workers=workers_of(arguments), on_progress=DataProgress())
     if config.sha256 in (None, prepared.sha256):
         return Subject(prepared)

@@ -65,15 +65,20 @@ def own_preset(
     return text
 
 
-def save_own_preset(name: str, text: bytes, *, overwrite: bool = False, files: Files = REAL_FILES) -> Path:
-    """Put a preset's text into the user's directory, whole or not at all; returns where.
-
-    Raises ConfigError for a name that cannot be one, that is taken (without `overwrite`), or a place that cannot be
-    written.
-    """
+def own_preset_path(name: str, *, overwrite: bool = False) -> Path:
+    """Where a preset of that name goes. Raises ConfigError where it cannot be one, or is there (no `overwrite`)."""
     path = user_preset_dir() / f"{check_preset_name(name)}.toml"
     if not overwrite and os.path.lexists(path):
         raise ConfigError(f"you have a preset {name} already", "choose another name")
+    return path
+
+
+def save_own_preset(name: str, text: bytes, *, overwrite: bool = False, files: Files = REAL_FILES) -> Path:
+    """Put a preset's text into the user's directory, whole or not at all; returns where.
+
+    Raises ConfigError as `own_preset_path`, and for a place that cannot be written.
+    """
+    path = own_preset_path(name, overwrite=overwrite)
     try:
         make_directories(path.parent, files)
         atomic_write_bytes(path, text, files)

@@ -51,7 +51,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     ] = "stdlib"
     tokenizer: Annotated[
         str,
-        doc("byte, bpe-N, a tiktoken name such as gpt2, ids (shards without text), or the path of a tokenizer.json"),
+        doc("byte, bpe-N, a tiktoken name such as gpt2, ids (shards), a tokenizer.json, hf:OWNER/NAME"),
     ] = "bpe-8192"
     eot_token: (
         Annotated[

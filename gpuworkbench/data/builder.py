@@ -56,7 +56,7 @@ class Builder:
             if isinstance(source, TextSource):
                 meta = self._encode_text(directory, source.corpus)
             else:
-                Journal(directory, self._files).start_over()  # quick enough to begin again
+                Journal(directory, self._key, self._files).start_over()  # quick enough to begin again
                 match source:
                     case SyntheticSource():
                         meta = self._generate(directory, source)
@@ -69,7 +69,7 @@ class Builder:
         return cache.build(home, fill, self._report, self._files, replaces_damaged=replaces_damaged)
 
     def _encode_text(self, directory: Path, corpus: TextCorpus) -> Meta:
-        journal = Journal(directory, self._files)
+        journal = Journal(directory, self._key, self._files)
         try:
             return self._encode_after(journal, corpus)
         except StaleProgressError as reason:

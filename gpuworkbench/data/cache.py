@@ -27,7 +27,7 @@ from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_json, commit_directory, discard_directory, discard_leftovers
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, temporary_path
 
-VERIFY_LIMIT_BYTES = 256 * 1024 * 1024  # larger files are checked by size and header only
+VERIFY_LIMIT_BYTES = 256 * 1024 * 1024  # of a larger directory, sizes and headers are checked: every run waits for it
 _STALE_S = 24 * 3600.0
 _STALE_PARTIAL_S = 14 * 24 * 3600.0
 
@@ -41,19 +41,21 @@ def find(home: Path) -> PreparedData | None:
             return None
         if load_tokenizer(home / TOKENIZER_FOLDER).sha256 != meta.tokenizer_sha256:
             return None
-        intact = all(_is_intact(home, part) for part in (*meta.train, *meta.val))
+        parts = (*meta.train, *meta.val)
+        is_small = sum(part.size_bytes for part in parts) <= VERIFY_LIMIT_BYTES
+        intact = all(_is_intact(home, part, is_hashed=is_small) for part in parts)
     except (OSError, msgspec.MsgspecError, ValueError, DataError):
         return None
     return PreparedData.from_meta(home, meta) if intact else None
 
 
-def _is_intact(home: Path, part: Part) -> bool:
+def _is_intact(home: Path, part: Part, *, is_hashed: bool) -> bool:
     path = home / part.path
     tokens = map_shard(path, part.raw_dtype)
     if path.stat().st_size != part.size_bytes or len(tokens) != part.n_tokens:
         return False
     mask = map_mask(home / part.mask, part.n_tokens) if part.mask else None
-    if os.path.isabs(part.path) or part.size_bytes > VERIFY_LIMIT_BYTES:
+    if os.path.isabs(part.path) or not is_hashed:
         return True  # shards in place: their sizes and times are in the directory's key
     if mask is not None and hashlib.sha256(np.asarray(mask).data).hexdigest() != part.mask_sha256:
         return False
@@ -82,7 +84,8 @@ def build(
             meta = fill(folder).sealed()
             atomic_write_json(folder / FILE_NAME, meta, files)
             return _commit(folder, home, meta, files, replaces_damaged)
-        except DataError:
+        except DataError as error:
+            is_kept = isinstance(error.__cause__, OSError) and is_resumable(folder)  # the source's disk may come back
             raise
         except BaseException:
             is_kept = is_resumable(folder)

@@ -17,7 +17,7 @@ from gpuworkbench.data.location import absolute_source
 from gpuworkbench.data.same_tokenizer import kept_tokenizer
 from gpuworkbench.data.split import Splitter
 from gpuworkbench.data.tokenizer import ByteTokenizer, Tokenizer
-from gpuworkbench.data.tokenizer_files import absolute_tokenizer, is_path, open_tokenizer
+from gpuworkbench.data.tokenizer_files import HUB_PREFIX, absolute_tokenizer, hub_folder, is_path, open_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 from gpuworkbench.registry import nearest
@@ -120,15 +120,17 @@ def exactness_warnings(tokenizer: Tokenizer) -> tuple[str, ...]:
 def absolute_paths(config: DataConfig) -> DataConfig:
     """The section as a run stores it: paths made absolute, so that a trainer started elsewhere finds them."""
     tokenizer = config.tokenizer
-    if "\0" not in tokenizer and is_path(tokenizer) and not is_known_name(tokenizer):
+    is_local = "\0" not in tokenizer and is_path(tokenizer) and not tokenizer.startswith(HUB_PREFIX)
+    if is_local and not is_known_name(tokenizer):
         tokenizer = absolute_tokenizer(tokenizer)
     return msgspec.structs.replace(config, source=absolute_source(config.source), tokenizer=tokenizer)
 
 
-def pin_tokenizer(config: DataConfig, root: Path, kept: Path | None, files: Files) -> DataConfig:
+def pin_tokenizer(config: DataConfig, root: Path, kept: Path | None, on_progress: Progress, files: Files) -> DataConfig:
     """The config with a tokenizer path replaced by a copy in the cache `root`, named by its hash; names as they are.
 
-    Where the path is gone, the tokenizer that a run keeps in `kept` takes its place. Raises DataError, OSError.
+    Where the path is gone, the tokenizer that a run keeps in `kept` takes its place; that of a hub name stays as the
+    run keeps it, whatever the hub has by now. Raises DataError, OSError.
     """
     if is_known_name(config.tokenizer):
         if config.eot_token is not None:
@@ -136,9 +138,12 @@ def pin_tokenizer(config: DataConfig, root: Path, kept: Path | None, files: File
                 f"data.eot_token is for a tokenizer.json, data.tokenizer is {config.tokenizer!r}", "leave it out"
             )
         return config
-    path = Path(absolute_tokenizer(config.tokenizer))
-    own = kept_tokenizer(kept) if not os.path.lexists(path) else None
-    tokenizer = own or open_tokenizer(path, config.eot_token)
+    if config.tokenizer.startswith(HUB_PREFIX):
+        tokenizer = kept_tokenizer(kept) or open_tokenizer(hub_folder(config.tokenizer, on_progress), config.eot_token)
+    else:
+        path = Path(absolute_tokenizer(config.tokenizer))
+        own = kept_tokenizer(kept) if not os.path.lexists(path) else None
+        tokenizer = own or open_tokenizer(path, config.eot_token)
     copy = Path(os.path.abspath(root)) / "tokenizers" / tokenizer.sha256[:32]
     if kept_tokenizer(copy) is None:
         copy.mkdir(parents=True, exist_ok=True)

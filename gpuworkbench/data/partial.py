@@ -37,6 +37,7 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """progress.json: so many batches of text are encoded, and their tokens are on the disk."""
 
     format: int
+    key: str  # of what was asked for
     n_batches: int
     n_bytes: int  # of text
     chain: str  # hash of the text of these batches
@@ -46,11 +47,19 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @classmethod
     def of(
-        cls, n_batches: int, n_bytes: int, chain: bytes, tokenizer: Tokenizer, writers: Mapping[Split, SplitWriter]
+        cls,
+        key: str,
+        *,
+        n_batches: int,
+        n_bytes: int,
+        chain: bytes,
+        tokenizer: Tokenizer,
+        writers: Mapping[Split, SplitWriter],
     ) -> Saved:
         """What the writers hold, once they have made it durable. Raises OSError."""
         return cls(
             format=FORMAT,
+            key=key,
             n_batches=n_batches,
             n_bytes=n_bytes,
             chain=chain.hex(),
@@ -65,11 +74,13 @@ class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Journal:
-    """The record in a working folder."""
+    """The record in a working folder. One that was made for another `key` counts for nothing."""
 
-    def __init__(self, directory: Path, files: Files = REAL_FILES) -> None:
+    def __init__(self, directory: Path, key: str, files: Files = REAL_FILES) -> None:
         self.directory = directory
-        self.saved = _load(directory)
+        self.key = key
+        saved = _load(directory)
+        self.saved = saved if saved is not None and saved.key == key else None
         self._files = files
 
     def save(self, saved: Saved) -> None:
@@ -129,6 +140,7 @@ def _locked(folder: Path, on_progress: Progress, files: Files) -> int | None:
     while time.monotonic() < deadline:
         with suppress(FileExistsError):
             files.mkdir(folder)
+            files.fsync_directory(folder.parent)
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -113,7 +113,15 @@ def encode_corpus(
 
     def save() -> None:
         if journal is not None and n_batches > n_skipped:
-            journal.save(Saved.of(n_batches, done_bytes, chain, tokenizer, writers))
+            saved_now = Saved.of(
+                journal.key,
+                n_batches=n_batches,
+                n_bytes=done_bytes,
+                chain=chain,
+                tokenizer=tokenizer,
+                writers=writers,
+            )
+            journal.save(saved_now)
             pace.kept_bytes = done_bytes
 
     batches = in_order(encode, enumerate(cut_batches(corpus, splitter)), workers or default_workers())

@@ -66,7 +66,7 @@ def prepare_data(
     root = cache_root(cache_dir)
     check_tokenizer_name(config.tokenizer)
     try:
-        config = pin_tokenizer(config, root, kept_tokenizer, files)
+        config = pin_tokenizer(config, root, kept_tokenizer, report, files)
     except OSError as error:
         raise cache.cannot_write(root, error) from error
     source = resolve_source(config, root, report)
@@ -75,10 +75,10 @@ def prepare_data(
     home = Path(os.path.abspath(root)) / "data" / key if out is None else Path(os.path.abspath(out.expanduser()))
     if (prepared := cache.find(home)) is not None and (out is None or prepared.key == key):
         return prepared
-    if out is not None:
-        _check_out(home, source)
     builder = Builder(config, root, key, files, report, workers=workers, pace=pace)
     try:
+        if out is not None:
+            _check_out(home, source)
         home.parent.mkdir(parents=True, exist_ok=True)
         if out is None:
             cache.sweep(home.parent, files)

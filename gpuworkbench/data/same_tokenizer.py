@@ -42,9 +42,11 @@ def check_same_tokenizer(made_with: DataConfig, data: PreparedData, kept: Path |
         if own is not None and own.sha256 == expected
         else ""
     )
+    retrained = name == data.tokenizer_name and name.startswith("bpe-")
+    why = ", trained on text that has changed" if retrained else ""
     raise DataError(
         f"the run was made with the tokenizer {named(name, expected)}, "
-        f"data.tokenizer now gives {named(data.tokenizer_name, data.tokenizer_sha256)}",
+        f"data.tokenizer now gives {named(data.tokenizer_name, data.tokenizer_sha256)}{why}",
         hint or "restore the tokenizer, or start a new run",
     )
 

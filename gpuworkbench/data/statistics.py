@@ -79,7 +79,7 @@ def _count(tokens: TokenArray, vocab_size: int) -> npt.NDArray[np.int64]:
     stride = max(1, -(-len(tokens) // COUNTED_TOKENS)) * _BLOCK_TOKENS
     for start in range(0, len(tokens), stride):
         block = tokens.slice(start, min(_BLOCK_TOKENS, len(tokens) - start))
-        counts += np.bincount(block, minlength=vocab_size)
+        counts += np.bincount(block, minlength=vocab_size)[:vocab_size]
     return counts
 
 

@@ -1,8 +1,12 @@
-"""`data.tokenizer` as a path: a tokenizer.json, a Hugging Face folder that holds one, or a run's tokenizer folder."""
+"""`data.tokenizer` as a path: a tokenizer.json, a Hugging Face folder that holds one, or a run's tokenizer folder.
+
+`hf:OWNER/NAME` is such a folder in the hub's cache.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from gpuworkbench.data.hub import OnProgress, Wanted, cached_files, fetch
 from gpuworkbench.data.library_tokenizer import LibraryTokenizer, parse_library, special_tokens
-from gpuworkbench.data.location import open_regular, stat_path
+from gpuworkbench.data.location import OFFLINE_FLAGS, open_regular, stat_path
 from gpuworkbench.data.tokenizer import FILE_NAME, FORMAT, Tokenizer, restore
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
@@ -20,13 +25,20 @@ from gpuworkbench.registry import nearest
 MAX_LIBRARY_BYTES = 128 * 1024 * 1024
 _MAX_CONFIG_BYTES = 16 * 1024 * 1024
 CONFIG_FILE = "tokenizer_config.json"
+HUB_PREFIX = "hf:"
 _EOT_FILES = (CONFIG_FILE, "special_tokens_map.json", "generation_config.json", "config.json")
 _SHOWN_TOKENS = 8
+_HUB_NAME = re.compile(r"hf:(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w.-]{1,100}))?", re.ASCII)
 
 
 def is_path(name: str) -> bool:
     """Whether a `data.tokenizer` that is no known name is meant as a path, there or not."""
-    return "/" in name or name.startswith("~") or name.endswith(".json") or ("\0" not in name and os.path.lexists(name))
+    return (
+        "/" in name
+        or name.startswith(("~", HUB_PREFIX))
+        or name.endswith(".json")
+        or ("\0" not in name and os.path.lexists(name))
+    )
 
 
 def absolute_tokenizer(name: str) -> str:
@@ -62,6 +74,24 @@ def _about_the_tokenizer() -> Iterator[None]:
     except DataError as error:
         hint = error.hint if error.hint and "data.source" not in error.hint else "check data.tokenizer"
         raise DataError(error.message.replace("read data at", "read the tokenizer at"), hint) from None
+
+
+def hub_folder(name: str, on_progress: OnProgress | None = None) -> Path:
+    """The folder, in the hub's cache, of the tokenizer of `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`.
+
+    What is cached is used without a network. Raises DataError, DoesNotFitError as `hub.fetch`.
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        raise DataError(
+            f"data.tokenizer = {name!r} names no repository", "write hf:OWNER/NAME, such as hf:openai-community/gpt2"
+        )
+    repo_id, revision = match["repo"], match["revision"] or "main"
+    cached = cached_files(repo_id, FILE_NAME, revision=revision)
+    if cached and any((cached[0].parent / each).is_file() for each in _EOT_FILES):
+        return cached[0].parent
+    wanted = [Wanted(FILE_NAME), *(Wanted(each, required=False) for each in _EOT_FILES)]
+    return fetch(repo_id, wanted, "model", on_progress, revision=revision, instead=f"use {OFFLINE_FLAGS}")[0].parent
 
 
 def _file_of(path: Path) -> Path:

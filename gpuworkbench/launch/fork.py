@@ -52,7 +52,7 @@ def fork(
     if run_id is not None:
         validate_run_id(run_id)
     old = run_config(paths)
-    new = changed_config(old, sets, steps, environ)
+    new = changed_config(old, sets, steps, environ, paths.tokenizer)
     if any(difference.key.startswith("model.") for difference in differences(old, new)):
         raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
     if new.train.init_from != old.train.init_from or new.train.init_sha256 != old.train.init_sha256:

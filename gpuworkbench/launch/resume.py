@@ -54,7 +54,7 @@ def resume(
     refuse_locked(paths)
     newest = newest_run_file(paths)
     old = _read(newest)
-    new = changed_config(old, sets, steps, environ)
+    new = changed_config(old, sets, steps, environ, paths.tokenizer)
     changed = tuple(differences(old, new))
     semantic = [difference for difference in changed if difference.is_semantic]
     if semantic:
@@ -72,9 +72,16 @@ def resume(
 
 
 def changed_config(
-    old: RunConfig, sets: Iterable[Override], steps: int | None, environ: Mapping[str, str]
+    old: RunConfig,
+    sets: Iterable[Override],
+    steps: int | None,
+    environ: Mapping[str, str],
+    kept_tokenizer: Path | None = None,
 ) -> RunConfig:
-    """`old` with environment and command-line overrides. Raises ConfigError; DataError where epochs become steps."""
+    """`old` with environment and command-line overrides; `kept_tokenizer` as for `prepare`.
+
+    Raises ConfigError; DataError where epochs become steps.
+    """
     overrides = [*environment_overrides(environ), *sets]
     if steps is not None:
         overrides.append(Override("train.max_steps", steps, "--steps"))
@@ -83,7 +90,7 @@ def changed_config(
     new = build_overridden(as_table(old), overrides, "the run", "run.toml")
     keys = {override.key for override in overrides}
     if "train.max_epochs" in keys and "train.max_steps" not in keys:
-        new = _with_steps_of_epochs(new)
+        new = _with_steps_of_epochs(new, kept_tokenizer)
     return new
 
 
@@ -129,9 +136,9 @@ def _read(path: Path) -> RunConfig:
     return build(parse_toml(read_config_file(path), str(path)), str(path))
 
 
-def _with_steps_of_epochs(config: RunConfig) -> RunConfig:
+def _with_steps_of_epochs(config: RunConfig, kept_tokenizer: Path | None) -> RunConfig:
     """`train.max_steps` anew from `train.max_epochs`: the stored one was resolved from what was configured before."""
-    n_train_tokens = prepare(config).n_train_tokens
+    n_train_tokens = prepare(config, kept_tokenizer=kept_tokenizer).n_train_tokens
     replace = msgspec.structs.replace
     steps = resolve_steps(replace(config, train=replace(config.train, max_steps=None)), n_train_tokens)
     return replace(config, train=replace(config.train, max_steps=steps))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 from gpuworkbench.data import PreparedData
 from gpuworkbench.events.schema import Event, Step
 from gpuworkbench.events.writer import EventWriter
@@ -105,12 +105,12 @@ def range_trial(
     has_diverged: Callable[[Sequence[float | None]], bool],
     on_step: OnStep = lambda losses: None,
 ) -> TrialResult:
-    """One step at each of `lrs`, ended early by `has_diverged`. The schedule's own shape plays no part."""
+    """One step at each of `lrs`, ended early by `has_diverged`, each of full size: no schedule or curriculum acts."""
     started = time.perf_counter()
     replace = msgspec.structs.replace
     flat = replace(
         with_rate(config, lrs[0], config.train.seed),
-        schedule=replace(config.schedule, name="constant", warmup_steps=0, warmdown_shape=None, power=None),
+        schedule=ScheduleConfig(name="constant"),
     )
     flat = replace(flat, train=replace(flat.train, max_steps=len(lrs)))
     with scratch_run(flat, data) as (run, losses):

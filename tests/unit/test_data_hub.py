@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -234,15 +235,35 @@ def _listing(*_: object, **__: object) -> object:
     return ModelInfo(id="owner/model", sha="0" * 40, siblings=[{"rfilename": "a.safetensors", "size": 300_000}])
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{}, {"HF_HOME": "/a"}, {"HF_HUB_CACHE": "/b"}, {"XDG_CACHE_HOME": "/c"}, {"HF_HOME": "$HOME/d", "HOME": "/e"}],
-)
-def test_the_cache_is_where_the_library_has_it(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+CACHES: list[dict[str, str]] = [
+    {},
+    {"HF_HOME": "/a"},
+    {"HF_HUB_CACHE": "/b"},
+    {"XDG_CACHE_HOME": "/c"},
+    {"HF_HOME": "$HOME/d", "HOME": "/e"},
+    {"HF_HOME": "~/f", "HF_HUB_CACHE": "$HF_HOME/g"},
+]
+
+
+def test_the_cache_is_where_the_library_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    code = (
+        "import importlib, json, os, sys\n"
+        "from huggingface_hub import constants\n"
+        "for variables in json.loads(sys.argv[1]):\n"
+        "    before = dict(os.environ)\n"
+        "    os.environ.update(variables)\n"
+        "    print(importlib.reload(constants).HF_HUB_CACHE)\n"
+        "    os.environ.clear(), os.environ.update(before)\n"
+    )
+    for name in names:
         monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert str(hub_cache()) == done.stdout.strip()
+    command = [sys.executable, "-c", code, json.dumps(CACHES)]
+    expected = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = []
+    for variables in CACHES:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            found.append(str(hub_cache()))
+    assert found == expected

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
 import json
+import json.decoder
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any
 
 import numpy as np
@@ -22,13 +28,13 @@ from gpuworkbench.data import Tokenizer, absolute_paths, load_tokenizer, prepare
 from gpuworkbench.data import tokenizer_files as files_module
 from gpuworkbench.data.bpe import train_bpe
 from gpuworkbench.data.checks import load_same_tokens
-from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.text_stream import TextStream
 from gpuworkbench.data.tokenizer import ByteTokenizer
 from gpuworkbench.data.tokenizer_export import write_tokenizer_json
 from gpuworkbench.data.tokenizer_files import open_tokenizer
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
+from tests.fixtures.hub_server import HubServer
 
 KINDS = ("byte_level", "metaspace_bpe", "unigram", "wordpiece")
 TEXT = "".join(f"Line {number} of a text that is long enough to be split, née 漢字.\n" for number in range(300))
@@ -36,7 +42,9 @@ TEXT = "".join(f"Line {number} of a text that is long enough to be split, née �
 
 @cache
 def texts() -> tuple[str, ...]:
-    return tuple("".join(document.chunks) for document in open_stdlib().documents())[::25]
+    """Real code and prose, some 100 kB."""
+    modules = (argparse, ast, inspect, json.decoder, tarfile, topics)
+    return tuple(inspect.getsource(module)[:20_000] for module in modules)
 
 
 def specials(*contents: str) -> list[AddedToken]:
@@ -84,7 +92,7 @@ def library_json(kind: str) -> str:
             made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             made.decoder = decoders.WordPiece()
             trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[UNK]"], show_progress=False)
-    made.train_from_iterator([text[:10_000] for text in texts()[:12]], trainer)
+    made.train_from_iterator([text[:15_000] for text in texts()], trainer)
     made.add_special_tokens(specials("<s>", "</s>", "<|im_start|>"))
     made.add_tokens(["gradient_norm", "    "])
     made.post_processor = processors.TemplateProcessing(
@@ -354,3 +362,25 @@ def test_text_comes_as_it_is_decoded_whole(kind: str) -> None:
     stream = TextStream(tokenizer, ids[:3])
     pieces = [stream.push(token, is_last=place == len(ids) - 4) for place, token in enumerate(ids[3:])]
     assert tokenizer.decode(ids[:3]) + "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_a_tokenizer_by_its_hub_name(text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    content = {"tokenizer.json": library_json("byte_level").encode(), "config.json": b"{}", "big.safetensors": b"w"}
+    content["generation_config.json"] = b'{"eos_token_id": %d}' % reference("byte_level").token_to_id("</s>")
+    config = data_config(text_file, "hf:owner/model", seq_len=4)
+    with HubServer({"owner/model": content}) as server:
+        for name, value in server.environment(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        data = prepare(config, cache_dir=tmp_path / "a")
+        assert server.gets("big.safetensors") == []
+    ids = data.tokenizer().encode(TEXT)
+    assert ids == reference("byte_level").encode(TEXT, add_special_tokens=False).ids
+    assert prepare(config, cache_dir=tmp_path / "b").sha256 == data.sha256, "cached: no server is there any more"
+    assert absolute_paths(config.data).tokenizer == "hf:owner/model"
+    shutil.rmtree(tmp_path / "hf")
+    kept = data.directory / "tokenizer"
+    assert prepare(config, cache_dir=tmp_path / "a", kept_tokenizer=kept) == data
+    for name in ("hf:owner", "hf:a/b/c", "hf:../x/y", "hf:", "hf:a b/c"):
+        with pytest.raises(DataError, match="names no repository"):
+            prepare(data_config(text_file, name), cache_dir=tmp_path / "a")

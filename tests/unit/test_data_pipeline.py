@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data import PreparedData, partial, pipeline, split_writer
+from gpuworkbench.data import PreparedData, cache, partial, pipeline, split_writer
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.tokenizer import load_tokenizer
 from gpuworkbench.errors import DataError
@@ -53,8 +53,9 @@ def made(source: Path, cache: Path, *, files: Files | None = None, workers: int 
 
 
 def content(prepared: PreparedData) -> dict[str, bytes]:
-    """Every file of a prepared directory."""
-    paths = (path for path in sorted(prepared.directory.rglob("*")) if path.is_file())
+    """Every file of a prepared directory but the record, which a cut after the rename may leave: nobody reads it."""
+    files = (path for path in sorted(prepared.directory.rglob("*")) if path.is_file())
+    paths = (path for path in files if path.name != partial.FILE_NAME)
     return {str(path.relative_to(prepared.directory)): path.read_bytes() for path in paths}
 
 
@@ -87,9 +88,9 @@ def test_tokens_are_those_of_the_texts_one_by_one(source: Path, tmp_path: Path) 
 def test_a_power_cut_at_any_operation_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
     counter = FaultyFiles()
     expected = content(made(source, tmp_path / "whole", files=counter))
-    steps = range(3, counter.count, max(counter.count // 24, 1))
+    steps = range(3, counter.count, max(counter.count // 14, 1))
     n_resumed = 0
-    for step in [*steps, counter.count - 1]:
+    for step in sorted({*steps, counter.count - 1}):
         cache = tmp_path / f"cut{step}"
         cut = FaultyFiles(fail_at=step, power_cut=True)
         with pytest.raises(PowerCut):
@@ -99,7 +100,7 @@ def test_a_power_cut_at_any_operation_goes_on_to_the_same_bytes(source: Path, tm
         n_resumed += any(partial.is_resumable(folder) for folder in left)
         assert content(made(source, cache)) == expected
         assert [path.name for path in (cache / "data").iterdir()] == [next(iter((cache / "data").iterdir())).name]
-    assert n_resumed > 10
+    assert n_resumed > 9
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -109,7 +110,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_encoded_twice(source: Path, tmp_
     with pytest.raises(DataError, match=r"cannot write the data cache.*No space left"):
         made(source, tmp_path / "c", files=FaultyFiles(fail_at=counter.count * 3 // 4))
     (folder,) = (tmp_path / "c" / "data").glob(f"{partial.PREFIX}*")
-    saved = partial.Journal(folder).saved
+    saved = partial.Journal(folder, folder.name.removeprefix(partial.PREFIX)).saved
     assert saved is not None
     pace = pipeline.Pace()
     config = DataConfig(source=str(source), **KEYS)  # type: ignore[arg-type]
@@ -233,10 +234,10 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, prepared.n_tra
 
 
 @pytest.mark.parametrize(
-    ("n_blocks", "keys"), [(96, {}), (8, {"documents": "line", "dedup": True, "clean": True, "normalize": "nfc"})]
+    ("n_blocks", "keys"), [(60, {}), (6, {"documents": "line", "dedup": True, "clean": True, "normalize": "nfc"})]
 )
 def test_memory_does_not_grow_with_the_file(n_blocks: int, keys: dict[str, object], tmp_path: Path) -> None:
-    """200 MB of text under a ceiling of 80 MiB above the interpreter and its libraries."""
+    """125 MB of text under a ceiling of 64 MiB above the interpreter and its libraries."""
     path = tmp_path / "large.txt"
     block = "".join(f"{n} Съешь ещё этих мягких французских булок, да выпей чаю.\n" for n in range(20_000)).encode()
     with path.open("wb") as stream:
@@ -249,7 +250,7 @@ def test_memory_does_not_grow_with_the_file(n_blocks: int, keys: dict[str, objec
     before_kib, after_kib, n_tokens = map(int, out.split())
     # Each line is kept once, an end of text in place of its end; a whole file is held out in part: two documents.
     assert n_tokens == (len(block) if keys else len(block) * n_blocks + 2)
-    assert after_kib - before_kib < 80 * 1024
+    assert after_kib - before_kib < 64 * 1024
 
 
 class TestOut:
@@ -281,6 +282,16 @@ class TestOut:
         with pytest.raises(DataError, match="is there already and holds something else"):
             prepare_data(DataConfig(source=str(source), tokenizer="byte"), out=out, cache_dir=tmp_path / "c")
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.usefixtures("small_pieces")
+    def test_what_was_begun_with_other_keys_is_not_gone_on_with(self, source: Path, tmp_path: Path) -> None:
+        files = FaultyFiles(fail_at=150, power_cut=True)
+        with pytest.raises(PowerCut):
+            prepare_data(DataConfig(source=str(source), tokenizer="bpe-300"), out=tmp_path / "o", files=files)
+        assert partial.is_resumable(tmp_path / f"{partial.PREFIX}o")
+        prepared = prepare_data(DataConfig(source=str(source), tokenizer="bpe-400"), out=tmp_path / "o")
+        fresh = prepare_data(DataConfig(source=str(source), tokenizer="bpe-400"), out=tmp_path / "fresh")
+        assert content(prepared) == content(fresh)
 
     def test_it_may_be_an_empty_folder(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -376,3 +387,49 @@ def test_what_a_killed_generation_left_is_swept_away(tmp_path: Path) -> None:
     (left / "meta.json").unlink()
     (left / "train-00007.bin").touch()
     assert content(prepare_data(config, cache_dir=tmp_path / "c")) == expected
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_source_that_cannot_be_read_for_a_while_is_gone_on_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk that goes away loses nothing; bytes that are no text do: their file will be another one."""
+    from gpuworkbench.data import text_files
+
+    expected = content(made(source, tmp_path / "whole"))
+    whole = text_files.file_chunks
+    passes: list[Path] = []
+
+    def broken(path: Path) -> Iterator[str]:
+        passes.append(path)
+        if len(passes) == 1:  # the vocabulary's
+            yield from whole(path)
+            return
+        yield next(iter(whole(path)))[:3000]
+        raise DataError(f"cannot read data at {path}: Input/output error", "check data.source") from OSError(5, "I/O")
+
+    monkeypatch.setattr(text_files, "file_chunks", broken)
+    with pytest.raises(DataError, match="Input/output error"):
+        made(source, tmp_path / "c")
+    (folder,) = (tmp_path / "c" / "data").iterdir()
+    assert partial.is_resumable(folder)
+    monkeypatch.setattr(text_files, "file_chunks", whole)
+    assert content(made(source, tmp_path / "c")) == expected
+    (source / "b.txt").write_bytes(b"text\n" * 500 + b"\xff")
+    with pytest.raises(DataError, match=r"b\.txt is not UTF-8 at byte offset 2500"):
+        made(source, tmp_path / "other")
+    assert list((tmp_path / "other" / "data").iterdir()) == []
+
+
+def test_a_large_directory_is_not_hashed_at_every_start(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = made(source, tmp_path / "c")
+    path = prepared.directory / "train-00000.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert cache.find(prepared.directory) is None
+    monkeypatch.setattr(cache, "VERIFY_LIMIT_BYTES", len(data))
+    assert cache.find(prepared.directory) == prepared
+    path.write_bytes(data[:-2])
+    assert cache.find(prepared.directory) is None

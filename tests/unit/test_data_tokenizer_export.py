@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
 import json
+import json.decoder
+import tarfile
 import unicodedata
 from functools import cache
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any
 
 import pytest
@@ -16,7 +22,6 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from gpuworkbench.data.bpe import byte_of_character, train_bpe
-from gpuworkbench.data.stdlib_corpus import open_stdlib
 from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
 from gpuworkbench.data.tokenizer import EOT_TEXT, BpeTokenizer, ByteTokenizer, Tokenizer
 from gpuworkbench.data.tokenizer_export import library_pattern, merges_of, to_library, write_tokenizer_json
@@ -28,8 +33,9 @@ KINDS = ("byte", "bpe", "cl100k", "o200k", "gpt2")
 
 @cache
 def stdlib_texts() -> tuple[str, ...]:
-    """Real prose and code, some 400 kB."""
-    return tuple("".join(document.chunks) for document in open_stdlib().documents())[::16]
+    """Real prose and code, some 200 kB."""
+    modules = (argparse, ast, inspect, json.decoder, tarfile, topics)
+    return tuple(inspect.getsource(module)[:40_000] for module in modules)
 
 
 def published_pattern(name: str) -> str:
@@ -99,7 +105,7 @@ def test_ids_on_real_text(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tinyshakespeare.txt", "rust_book.txt", "peps.txt"])
 def test_ids_on_other_text(kind: str, name: str) -> None:
-    text = shared_data(name).read_text()[-150_000:]
+    text = shared_data(name).read_text()[-80_000:]
     assert exported(kind).encode(text).ids == made(kind).encode(text)
 
 
@@ -109,14 +115,14 @@ ODD = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.text(max_size=40), st.text(alphabet=ODD, max_size=40)))
 def test_ids_on_any_unicode(text: str) -> None:
     for kind in KINDS[:-1]:
         assert exported(kind).encode(text).ids == made(kind).encode(text), kind
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.text(max_size=40), st.text(alphabet=ODD, max_size=40)))
 def test_gpt2_ids_on_any_unicode(text: str) -> None:
     assert exported("gpt2").encode(text).ids == made("gpt2").encode(text)
@@ -129,7 +135,7 @@ def test_special_tokens_in_text_can_stay_text(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("kind", "model_type"), [("byte", None), ("bpe", "gpt2"), ("o200k", None), ("gpt2", "gpt2")])
+@pytest.mark.parametrize(("kind", "model_type"), [("byte", None), ("bpe", "gpt2"), ("o200k", None), ("cl100k", "gpt2")])
 def test_transformers_reads_it(kind: str, model_type: str | None, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     ours = made(kind)

@@ -53,11 +53,8 @@ def mfu(view: RunView, tokens_per_s: float | None) -> float | None:
     if tokens_per_s is None or last is None or config is None or not view.is_on_card:
         return None
     peak = peak_flops(view.state.card, last.precision)
-    return (
-        None
-        if peak is None
-        else tokens_per_s * config.model.flops_per_token(last.seq_len or config.train_seq_len) / peak
-    )
+    flops_per_token = config.model.flops_per_token(last.seq_len or config.train_seq_len)
+    return None if peak is None else tokens_per_s * flops_per_token / peak
 
 
 def format_mfu(view: RunView, tokens_per_s: float | None) -> str:

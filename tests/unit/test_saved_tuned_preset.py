@@ -7,11 +7,21 @@ from pathlib import Path
 import pytest
 
 from gpuworkbench.config.loader import Override, parse_set
-from gpuworkbench.config.presets import configure, iter_preset_paths, load_preset, user_preset_dir
-from gpuworkbench.config.tuned_preset import refuse_taken_name, save_tuned_preset
+from gpuworkbench.config.own_presets import own_preset, own_preset_path, save_own_preset
+from gpuworkbench.config.presets import Preset, configure, iter_preset_paths, load_preset, user_preset_dir
 from gpuworkbench.errors import ConfigError
 
 LR = Override("optimizer.lr", 0.0123, "bench lr")
+
+
+def save_tuned_preset(
+    name: str, preset: Preset, changes: list[Override], description: str, *, is_twin: bool, overwrite: bool
+) -> Path:
+    """As `bench lr --save-preset` saves it."""
+    of_full, of_twin = ([], changes) if is_twin else (changes, [])
+    return save_own_preset(name, own_preset(preset, of_full, of_twin, description), overwrite=overwrite)
+
+
 SHIPPED = [path.stem for path in iter_preset_paths()]
 
 
@@ -46,7 +56,7 @@ def test_another_optimizer_takes_its_keys_along_and_the_old_ones_away() -> None:
 def test_a_taken_name_is_refused_unless_it_is_to_be_replaced() -> None:
     quickstart = load_preset("quickstart")
     path = save_tuned_preset("mine", quickstart, [LR], "first", is_twin=False, overwrite=False)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already"):
         save_tuned_preset("mine", quickstart, [LR], "second", is_twin=False, overwrite=False)
     assert load_preset("mine").config.description == "first"
     save_tuned_preset("mine", quickstart, [LR], "second", is_twin=False, overwrite=True)
@@ -54,10 +64,10 @@ def test_a_taken_name_is_refused_unless_it_is_to_be_replaced() -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "x.toml", ".x", "a" * 65, "é", "a\0"])
+@pytest.mark.parametrize("name", ["", "a b", "../x", ".x", "a" * 65, "é", "a\0", "x.toml"])
 def test_what_is_no_name_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no preset name"):
-        refuse_taken_name(name, overwrite=True)
+    with pytest.raises(ConfigError, match=r"is no preset name|reads as a file"):
+        own_preset_path(name, overwrite=True)
 
 
 def test_a_place_that_cannot_be_written_is_one_line() -> None:
