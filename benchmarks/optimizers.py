@@ -1,6 +1,6 @@
 """Each optimizer at its own tuned rate: validation loss, step time against AdamW's, bytes of state.
 
-    python -m benchmarks.optimizers [--steps 200] [--seeds 3] [--rounds 8] [--threads 2] [--cuda]
+    python -m benchmarks.optimizers [--steps 150] [--seeds 3] [--rounds 8] [--threads 2] [--cuda]
     python -m benchmarks.optimizers --markdown      the stored result as the tables of docs/optimizers.md
 
 The rate is found as `gpuworkbench bench lr` finds it, with one seed; the losses are of other seeds, so that no
@@ -121,7 +121,7 @@ def losses(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + arguments.seeds):
         for name, (config, data) in setups.items():
             done = trial(config, data, results[name]["lr"], seed)
-            results[name]["val_loss_by_seed"][str(seed)] = done.val_loss
+            results[name]["val_loss_by_seed"][str(seed)] = None if done.diverged else done.val_loss
     for result in results.values():
         values = [value for value in result["val_loss_by_seed"].values() if value is not None]
         complete = len(values) == arguments.seeds
@@ -201,7 +201,8 @@ def markdown(result: dict[str, Any]) -> str:
     n_seeds = setting["seeds"]
     lines = [
         f"Measured on {where}, torch {environment['packages']['torch']}: "
-        f"{setting['steps']} steps, {n_seeds} seeds, {setting['n_params']:,} parameters.",
+        f"{setting['steps']} steps, {n_seeds} seeds, {setting['n_params']:,} parameters "
+        "(bytes of state: GPT-2 small).",
         "",
         "| optimizer | tuned lr | validation loss (spread) | step time against AdamW | state, bytes a parameter |",
         "|---|---|---|---|---|",
@@ -219,7 +220,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8, help="turns of each optimizer when steps are timed")

@@ -19,7 +19,7 @@ from gpuworkbench.commands.output import print_json, say, tell
 from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import Override, build_overridden, environment_overrides, parse_set
 from gpuworkbench.config.schema import SCHEMA_VERSION, DataConfig
-from gpuworkbench.data import absolute_source
+from gpuworkbench.data import absolute_paths, absolute_source
 from gpuworkbench.data.pipeline import Pace
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.prepared import PreparedData
@@ -76,7 +76,7 @@ def data_config(arguments: argparse.Namespace) -> DataConfig:
         if (value := getattr(arguments, name)) is not None
     ]
     source = Override("data.source", absolute_source(arguments.source), "SOURCE", absolute_source(arguments.source))
-    return build_overridden(_table(), [*environment, *sets, *flags, source], "data", "data").data
+    return absolute_paths(build_overridden(_table(), [*environment, *sets, *flags, source], "data", "data").data)
 
 
 def flag_of(key: str) -> str:
@@ -102,7 +102,7 @@ def out_of(arguments: argparse.Namespace) -> Path | None:
 def flags_to_use(config: DataConfig, prepared: PreparedData, out: Path | None) -> list[str]:
     """The `--set` flags by which a run finds exactly these tokens, quoted for a shell."""
     if out is not None:
-        values: Mapping[str, Any] = {"source": str(prepared.directory), "tokenizer": prepared.tokenizer_name}
+        values: Mapping[str, Any] = {"source": str(prepared.directory), "tokenizer": config.tokenizer}
     else:
         default = DataConfig()
         chosen = msgspec.structs.asdict(config)

@@ -179,7 +179,8 @@ def detached(paths: RunPaths, pid: int, as_json: bool) -> int:
     if as_json:
         print_json({"run_id": paths.run_id, "path": str(paths.root), "pid": pid})
     else:
-        tell(
-            f"training goes on in process {pid}; watch it with: gpuworkbench attach {shlex.quote(name_to_type(paths))}"
-        )
+        beat = read_heartbeat(paths.heartbeat)
+        is_queued = beat is not None and beat.pid == pid and beat.phase == PHASE_QUEUED
+        what = "it waits for its turn" if is_queued else "training goes on"
+        tell(f"{what} in process {pid}; watch it with: gpuworkbench attach {shlex.quote(name_to_type(paths))}")
     return ExitCode.OK

@@ -10,7 +10,7 @@ import msgspec
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.documents import TextCorpus
-from gpuworkbench.data.encoding import Progress, bpe_size, make_tokenizer, vocabulary_warnings
+from gpuworkbench.data.encoding import Progress, bpe_size, exactness_warnings, make_tokenizer, vocabulary_warnings
 from gpuworkbench.data.mask import scan_mask
 from gpuworkbench.data.meta import FORMAT, Meta, Part
 from gpuworkbench.data.partial import Journal, StaleProgressError
@@ -129,7 +129,7 @@ class Builder:
             raise StaleProgressError("its tokenizer is damaged") from error
         if tokenizer.sha256 != journal.saved.tokenizer_sha256:
             raise StaleProgressError("its tokenizer is another one")
-        return tokenizer, vocabulary_warnings(self._config.tokenizer, tokenizer)
+        return tokenizer, vocabulary_warnings(self._config.tokenizer, tokenizer) + exactness_warnings(tokenizer)
 
     def _generate(self, directory: Path, source: SyntheticSource) -> Meta:
         config, text = self._config, source.vocabulary_text

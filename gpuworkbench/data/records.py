@@ -107,7 +107,7 @@ def document_of(group: str, record: Any, layout: Layout, loss_on: LossOn) -> Doc
         if loss_on == "answers":
             raise RecordError("plain text has no answers, and data.loss_on is answers")
         text = record.text
-        return Document(group, len(text) if text.isascii() else len(text.encode()), chunked(text))
+        return Document(group, len(text) if text.isascii() else len(text.encode()), tuple(chunked(text)))
     chunks: list[str] = []
     marks: list[Mark] = []
     n_bytes = 0

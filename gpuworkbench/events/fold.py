@@ -19,7 +19,6 @@ from gpuworkbench.events.fold_state import (
     RING_SIZES,
     VOIDED,
     FoldState,
-    OffloadTotal,
     PhaseSpan,
     Tally,
     checkpoint_step,
@@ -72,7 +71,7 @@ class Fold:
             else:
                 state.last_mono_s = last_mono_s
                 self._add_rare(event)
-                if self._is_of_no_attempt(event):
+                if state.is_before_attempt(event):
                     continue  # its clock is that of a process that never began to train
             last_mono_s = event.mono_s
         state.n_events += len(events)
@@ -231,15 +230,10 @@ class Fold:
         self.state.step = event.step
         self._enter_phase(event.to_phase, event.step, event.mono_s, event.reason)
 
-    def _is_of_no_attempt(self, event: AnyEvent) -> bool:
-        """Whether the event is of a resume that was refused before it began: its state was never restored."""
-        started = self.state.attempt_started
-        return started is not None and event.attempt > started.attempt
-
     def _add_finished(self, event: schema.RunFinished) -> None:
         state = self.state
         state.finished, state.is_paused = event, False
-        if self._is_of_no_attempt(event):
+        if state.is_before_attempt(event):
             self._close_span(state.step, state.elapsed_s(state.last_mono_s))
         else:
             state.step = event.step
@@ -289,10 +283,7 @@ class Fold:
         self._ring("config_changes", event)
 
     def _add_offload(self, event: schema.Offload) -> None:
-        try:
-            total = self.state.offload_totals[event.op][event.phase]
-        except KeyError:
-            total = self._new_offload_total(event.op, event.phase)
+        total = self.state.offload_total(event.op, event.phase)
         total.count += 1
         total.num_bytes += event.num_bytes
         total.freed_bytes += event.freed_bytes
@@ -302,12 +293,6 @@ class Fold:
         offloads.append(event)
         if len(offloads) >= 2 * RING_SIZES["offloads"]:
             del offloads[: -RING_SIZES["offloads"]]
-
-    def _new_offload_total(self, op: str, phase: str) -> OffloadTotal:
-        totals = self.state.offload_totals
-        if sum(map(len, totals.values())) >= MAX_KEYS:
-            op = phase = OTHER
-        return totals.setdefault(op, {}).setdefault(phase, OffloadTotal(op, phase))
 
     def _note_memories(self, memories: Sequence[schema.Memory]) -> None:
         state = self.state

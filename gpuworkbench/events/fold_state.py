@@ -153,6 +153,19 @@ class FoldState(Struct):
             mono_s = min(mono_s, self.paused_mono_s)
         return self.elapsed_before_s + max(mono_s - self.attempt_mono_s - self.paused_s, 0.0)
 
+    def is_before_attempt(self, event: schema.Event) -> bool:
+        """Whether the event is of a resume that was refused before it began: its state was never restored."""
+        return self.attempt_started is not None and event.attempt > self.attempt_started.attempt
+
+    def offload_total(self, op: str, phase: str) -> OffloadTotal:
+        """The sums of a kind of transfer, made where missing; of all further kinds together beyond MAX_KEYS."""
+        try:
+            return self.offload_totals[op][phase]
+        except KeyError:
+            if sum(map(len, self.offload_totals.values())) >= MAX_KEYS:
+                op = phase = OTHER
+            return self.offload_totals.setdefault(op, {}).setdefault(phase, OffloadTotal(op, phase))
+
     def elapsed_column_s(self, mono_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """`elapsed_s` of many moments, (N,) float64."""
         if self.attempt_mono_s is None:

@@ -28,6 +28,7 @@ def queue(workspace: Workspace, run_id: str, *arguments: str) -> None:
     preset = ("--preset", str(workspace.preset), "--run-id", run_id)
     result = workspace.call("--detach", "--queue", *preset, *ONLY_STEPS, "--steps", "5", *arguments)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(("it waits for its turn in process ", "training goes on in process "))
 
 
 def wait_for_status(workspace: Workspace, run_id: str, status: RunStatus) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
-from gpuworkbench.errors import ExitCode
+from gpuworkbench.errors import ExitCode, RunLockedError
+from gpuworkbench.runs.delete import delete_run
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.status import RunStatus
 from gpuworkbench.tui.app import WorkbenchApp
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.screens.live import Live
+from gpuworkbench.tui.screens.live_edit import LiveEdit
 from gpuworkbench.tui.services import Services
 from tests.fixtures.tiny_run import PRESET, Workspace, wait_until
 from tests.tui.helpers import RICH, SMALL, home_is_filled, screen_text, until
@@ -93,6 +95,24 @@ async def test_pause_save_stop_and_resume(tmp_path: Path, monkeypatch: pytest.Mo
         os.kill(workspace.trainer_pid(live.paths.run_id), signal.SIGTERM)
         await has_status(pilot, live, RunStatus.STOPPED)
     assert [e["from_step"] for e in workspace.events(live.paths.run_id) if e["type"] == "run_resumed"] == [stopped_at]
+
+
+async def test_a_setting_is_changed_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_with_preset(tmp_path, monkeypatch, LONG)
+    app = WorkbenchApp(Services(runs_dir=workspace.runs))
+    async with app.run_test(size=SMALL) as pilot:
+        live = await started(pilot)
+        await pilot.press("e")
+        await until(pilot, lambda: isinstance(app.screen, LiveEdit), "dialog")
+        await pilot.press(*"0.5", "enter")
+        await until(pilot, lambda: any(n.title == "changed" for n in app._notifications), "acknowledgement", 60)
+        assert live.view is not None
+        assert [(e.key, e.new) for e in live.view.state.config_changes] == [("optimizer.lr_scale", 0.5)]
+        assert probe_lock(live.paths.lock) is not None
+        with pytest.raises(RunLockedError):
+            delete_run(live.paths)
+        workspace.kill_trainer(live.paths.run_id)
+    wait_until(lambda: probe_lock(live.paths.lock) is None, what="free lock")
 
 
 async def test_a_killed_trainer_is_shown_within_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

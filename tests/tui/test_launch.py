@@ -249,6 +249,24 @@ async def test_the_filter_leaves_what_matches(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_data")
+async def test_other_fields_for_another_model(tmp_path: Path) -> None:
+    """A model family brings keys of its own: the rows are made anew, in their order, and marked as before."""
+    app = make_app(tmp_path)
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await form_of(pilot, changes={"train.max_steps": "7"})
+        form = screen.query_one(LaunchForm)
+        fewer = [item for item in screen.checked.fields if item.section in ("run", "data")]
+        assert form.fits(screen.checked.fields)
+        await form.rebuild(fewer, screen._texts())
+        assert form.fits(fewer)
+        assert list(form.rows) == [item.name for item in fewer]
+        screen._show()
+        await until(pilot, lambda: re.search(r"● train.max_steps +7 +was 1000", screen_text(app)), "mark")
+        await form.rebuild(screen.checked.fields, screen._texts())
+        assert list(form.rows) == [item.name for item in screen.checked.fields]
+
+
+@pytest.mark.usefixtures("no_data")
 async def test_changes_are_kept_while_the_app_lives(tmp_path: Path) -> None:
     app = make_app(tmp_path)
     async with app.run_test(size=SMALL) as pilot:
@@ -523,8 +541,8 @@ async def test_any_keys_and_sizes_do_no_harm(tmp_path: Path, monkeypatch: pytest
     keys += ["ctrl+r", "ctrl+s", "ctrl+f", "ctrl+t", "question_mark", "left", "delete", "minus", "ctrl+g"]
     async with app.run_test(size=RICH) as pilot:
         await form_of(pilot)
-        for round_ in range(24):
-            if round_ % 6 == 0:
+        for round_ in range(20):
+            if round_ % 5 == 0:
                 await pilot.resize_terminal(rng.randint(1, 200), rng.randint(1, 60))
             if not isinstance(app.screen, LaunchScreen) and round_ % 10 == 0:
                 app.open_preset("quickstart", None, cpu_twin=False)

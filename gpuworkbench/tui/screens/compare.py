@@ -17,7 +17,7 @@ from textual.widgets import Footer, Static
 
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.state.compare import Comparison, compare
+from gpuworkbench.state.compare import Compared, Comparison, compare
 from gpuworkbench.state.compare_table import (
     Table,
     aligned,
@@ -172,9 +172,9 @@ class CompareScreen(PlotActions, Screen[None]):
             rows[-1].append(("reading ...", "$foreground-muted"))
         legend.update(lines(*rows))
 
-    def _at_cursor(self, run: object) -> str:
+    def _at_cursor(self, run: Compared) -> str:
         name = "val_loss" if self.which == "val" else "loss"
-        return format_loss(value_at_cursor(run, self.axis, name))  # type: ignore[arg-type]
+        return format_loss(value_at_cursor(run, self.axis, name))
 
     # Plot
 

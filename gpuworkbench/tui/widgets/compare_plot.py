@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -97,7 +98,7 @@ def value_at_cursor(run: Compared, axis: PlotAxis, name: str) -> float | None:
     series = run.state.series
     step = step_at(series, axis.cursor, axis.by)
     low, high = full_range(series, axis.by)
-    return value_at(series[name], step) if low <= axis.cursor <= high and step == step else None  # noqa: PLR0124
+    return value_at(series[name], step) if low <= axis.cursor <= high and not math.isnan(step) else None
 
 
 def range_of(runs: Sequence[Compared], axis: PlotAxis) -> Range:

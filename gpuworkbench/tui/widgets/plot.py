@@ -148,6 +148,9 @@ def _set_y_axis(curves: Sequence[Curve], height: int, log_y: bool) -> int:
         plotext.ylim(math.log10(low), math.log10(high))
     else:
         plotext.ylim(low, high)
+    # Two ticks on one row: which label plotext then writes differs from process to process.
+    while len(ticks) > max((height - 2) // 2, 1):
+        ticks = ticks[::2]
     labels = [tick_label(tick) for tick in ticks]
     plotext.yticks([math.log10(tick) for tick in ticks] if log_y else ticks, labels)
     return max(map(len, labels), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from rich.text import Text
 from textual.content import Content
 from textual.events import MouseDown, MouseEvent, MouseMove, MouseScrollDown, MouseScrollUp, MouseUp
 from textual.message import Message
@@ -47,7 +48,7 @@ class PlotPointed(Message):
 class PlotMouse:
     """Wheel, drag and click on a plot as messages. Mixed into a widget, which sets `plotted` when it draws."""
 
-    plotted: Plotted = Plotted(text=Content(""))  # type: ignore[arg-type]
+    plotted: Plotted = Plotted(Text())
     _dragged_from: int | None = None
     _was_dragged = False
 
@@ -126,7 +127,7 @@ class PlotPanel(PlotMouse, Panel):
         """Rows, and below them a plot where the panel is large enough for both."""
         room = height - len(rows.plain.split("\n")) - 1
         if room < MIN_PLOT_HEIGHT or width < MIN_PLOT_WIDTH:
-            self.plotted = Plotted(text=self.plotted.text)
+            self.plotted = Plotted(Text())
             return rows
         plot = self.plot(curves, width, room)
         return Content("\n\n").join([rows, plot]) if plot else rows
