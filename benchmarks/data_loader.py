@@ -32,7 +32,7 @@ from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig, TrainConfig
 from gpuworkbench.data import TokenArray
-from gpuworkbench.data.shards import UINT16, UINT32, ShardWriter, Variant, map_shard
+from gpuworkbench.data.shards.shard_file import UINT16, UINT32, ShardWriter, Variant, map_shard
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.launch.create import LaunchRequest, create
 from gpuworkbench.runs.heartbeat import HeartbeatWriter

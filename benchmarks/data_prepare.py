@@ -117,8 +117,8 @@ def tiktoken_alone(prepared: PreparedData, texts: list[str]) -> Callable[[], obj
     """`encode_ordinary_batch` of the same vocabulary; None for bytes."""
     import tiktoken
 
-    from gpuworkbench.data.bpe import train_bpe
-    from gpuworkbench.data.tokenizer import BpeTokenizer
+    from gpuworkbench.data.tokenization.bpe import train_bpe
+    from gpuworkbench.data.tokenization.tokenizer import BpeTokenizer
 
     name = prepared.tokenizer_name
     if name == "byte":

@@ -100,7 +100,7 @@ from pathlib import Path
 from gpuworkbench.config.presets import configure, load_preset
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.toml_io import dump_toml
-from gpuworkbench.data.tokenizer import ByteTokenizer
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.models import build_model
 from gpuworkbench.runs.create import create_run

@@ -20,10 +20,10 @@ from gpuworkbench.commands.progress import DataProgress
 from gpuworkbench.config.loader import Override, build_overridden, environment_overrides, parse_set
 from gpuworkbench.config.schema import SCHEMA_VERSION, DataConfig
 from gpuworkbench.data import absolute_paths, absolute_source
+from gpuworkbench.data.corpora.sieve import Sifted
 from gpuworkbench.data.pipeline import Pace
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.sieve import Sifted
 from gpuworkbench.errors import ConfigError, ExitCode, UsageError
 from gpuworkbench.units import format_bytes, format_count, format_duration
 

@@ -11,8 +11,8 @@ from gpuworkbench.data.order import SampleOrder, batch, validation_batch
 from gpuworkbench.data.prepare import prepare
 from gpuworkbench.data.prepared import PreparedData
 from gpuworkbench.data.preview import Preview, preview
-from gpuworkbench.data.token_array import TokenArray
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.shards.token_array import TokenArray
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "PreparedData",

@@ -9,20 +9,20 @@ import msgspec
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import cache
-from gpuworkbench.data.documents import TextCorpus
+from gpuworkbench.data.corpora.documents import TextCorpus
+from gpuworkbench.data.corpora.sieve import CleanCorpus, Sifted
 from gpuworkbench.data.encoding import Progress, bpe_size, exactness_warnings, make_tokenizer, vocabulary_warnings
-from gpuworkbench.data.mask import scan_mask
 from gpuworkbench.data.meta import FORMAT, Meta, Part
 from gpuworkbench.data.partial import Journal, StaleProgressError
 from gpuworkbench.data.pipeline import Pace, encode_corpus
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
-from gpuworkbench.data.shards import TokenCheck, map_shard, scan_shard
-from gpuworkbench.data.sieve import CleanCorpus, Sifted
+from gpuworkbench.data.shards.mask import scan_mask
+from gpuworkbench.data.shards.shard_file import TokenCheck, map_shard, scan_shard
+from gpuworkbench.data.shards.split_writer import SplitWriter, whole_shard
 from gpuworkbench.data.sources import ShardSource, Source, SyntheticSource, TextSource, resolve_source
 from gpuworkbench.data.split import SPLITS, Split, Splitter, splitter_for
-from gpuworkbench.data.split_writer import SplitWriter, whole_shard
 from gpuworkbench.data.synthetic import ENTROPY_RATE_NATS, synthetic_blocks
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 

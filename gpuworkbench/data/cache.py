@@ -17,12 +17,12 @@ import numpy as np
 
 from gpuworkbench.data import partial
 from gpuworkbench.data.encoding import Progress
-from gpuworkbench.data.mask import map_mask
 from gpuworkbench.data.meta import FILE_NAME, FORMAT, Meta, Part
 from gpuworkbench.data.partial import is_resumable, working_folder
 from gpuworkbench.data.prepared import TOKENIZER_FOLDER, PreparedData
-from gpuworkbench.data.shards import map_shard
-from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.data.shards.mask import map_mask
+from gpuworkbench.data.shards.shard_file import map_shard
+from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_json, commit_directory, discard_directory, discard_leftovers
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, temporary_path

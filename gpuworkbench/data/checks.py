@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.data.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.same_tokenizer import check_same_tokenizer
 from gpuworkbench.data.split import Split
+from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
+from gpuworkbench.data.tokenization.same_tokenizer import check_same_tokenizer
 from gpuworkbench.errors import ConfigError, DataError
 
 

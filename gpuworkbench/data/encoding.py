@@ -10,14 +10,20 @@ from pathlib import Path
 import msgspec
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data import bpe, ids_tokenizer
-from gpuworkbench.data.documents import TextCorpus
-from gpuworkbench.data.library_tokenizer import LibraryTokenizer
+from gpuworkbench.data.corpora.documents import TextCorpus
 from gpuworkbench.data.location import absolute_source
-from gpuworkbench.data.same_tokenizer import kept_tokenizer
 from gpuworkbench.data.split import Splitter
-from gpuworkbench.data.tokenizer import ByteTokenizer, Tokenizer
-from gpuworkbench.data.tokenizer_files import HUB_PREFIX, absolute_tokenizer, hub_folder, is_path, open_tokenizer
+from gpuworkbench.data.tokenization import bpe, ids_tokenizer
+from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer
+from gpuworkbench.data.tokenization.same_tokenizer import kept_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer, Tokenizer
+from gpuworkbench.data.tokenization.tokenizer_files import (
+    HUB_PREFIX,
+    absolute_tokenizer,
+    hub_folder,
+    is_path,
+    open_tokenizer,
+)
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 from gpuworkbench.registry import nearest
@@ -43,7 +49,7 @@ def bpe_size(name: str) -> int | None:
 
 def check_tokenizer_name(name: str) -> None:
     """DataError with the choices for a name that is none of them."""
-    from gpuworkbench.data.tiktoken_names import encoding_names
+    from gpuworkbench.data.tokenization.tiktoken_names import encoding_names
 
     if name in ("byte", ids_tokenizer.NAME) or bpe_size(name) is not None:
         return
@@ -59,7 +65,7 @@ def check_tokenizer_name(name: str) -> None:
 
 def is_known_name(name: str) -> bool:
     """Whether a `data.tokenizer` is a name, not a path. DataError as `bpe_size`."""
-    from gpuworkbench.data.tiktoken_names import encoding_names
+    from gpuworkbench.data.tokenization.tiktoken_names import encoding_names
 
     return name in ("byte", ids_tokenizer.NAME) or bpe_size(name) is not None or name in encoding_names()
 
@@ -88,7 +94,7 @@ def make_tokenizer(
         opened = open_tokenizer(Path(name))
         return opened, exactness_warnings(opened)
     if size is None:
-        from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
+        from gpuworkbench.data.tokenization.tiktoken_names import tiktoken_tokenizer
 
         on_progress(f"loading the {name} vocabulary", None)
         return tiktoken_tokenizer(name, on_progress), ()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from gpuworkbench.data.mask import map_mask
-from gpuworkbench.data.shards import map_shard
-from gpuworkbench.data.sieve import Sifted
+from gpuworkbench.data.corpora.sieve import Sifted
+from gpuworkbench.data.shards.mask import map_mask
+from gpuworkbench.data.shards.shard_file import map_shard
+from gpuworkbench.data.shards.token_array import TokenArray
 from gpuworkbench.data.split import SPLITS, Split
-from gpuworkbench.data.token_array import TokenArray
 from gpuworkbench.errors import DataError
 
 FORMAT = 2  # raised whenever the same configuration would give other tokens than before

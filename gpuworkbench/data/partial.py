@@ -18,9 +18,9 @@ import msgspec
 
 from gpuworkbench.data.encoding import Progress
 from gpuworkbench.data.meta import FORMAT
+from gpuworkbench.data.shards.split_writer import SplitState, SplitWriter
 from gpuworkbench.data.split import Split
-from gpuworkbench.data.split_writer import SplitState, SplitWriter
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_json, discard_directory
 from gpuworkbench.io.atomic import temporary_path
 

@@ -21,13 +21,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gpuworkbench.data.documents import Mark, TextCorpus
+from gpuworkbench.data.corpora.documents import Mark, TextCorpus
 from gpuworkbench.data.encoding import Progress
 from gpuworkbench.data.partial import Journal, Saved, StaleProgressError
-from gpuworkbench.data.shards import variant_for
+from gpuworkbench.data.shards.shard_file import variant_for
+from gpuworkbench.data.shards.split_writer import SplitWriter
 from gpuworkbench.data.split import Split, Splitter
-from gpuworkbench.data.split_writer import SplitWriter
-from gpuworkbench.data.tokenizer import Ids, Tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Ids, Tokenizer
 
 BATCH_CHARS = 1024 * 1024
 SAVE_INTERVAL_S = 5.0

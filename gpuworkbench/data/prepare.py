@@ -9,7 +9,7 @@ from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.builder import Builder
 from gpuworkbench.data.checks import check_fits, check_scored
-from gpuworkbench.data.documents import fingerprint_of
+from gpuworkbench.data.corpora.documents import fingerprint_of
 from gpuworkbench.data.encoding import Progress, check_tokenizer_name, pin_tokenizer
 from gpuworkbench.data.location import cache_root
 from gpuworkbench.data.meta import FORMAT

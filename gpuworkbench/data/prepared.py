@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpuworkbench.data.corpora.sieve import Sifted
 from gpuworkbench.data.meta import Meta, Part, open_tokens
-from gpuworkbench.data.sieve import Sifted
+from gpuworkbench.data.shards.token_array import TokenArray
 from gpuworkbench.data.split import Split
-from gpuworkbench.data.token_array import TokenArray
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER_FOLDER = "tokenizer"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.token_array import TokenArray
+from gpuworkbench.data.shards.token_array import TokenArray
 
 PREVIEW_TOKENS = 96
 _SEARCH_TOKENS = 65_536

@@ -10,17 +10,17 @@ from pathlib import Path
 import msgspec
 
 from gpuworkbench.config.schema import DataConfig, RunConfig
-from gpuworkbench.data import shard_sets
-from gpuworkbench.data.documents import TextCorpus, fingerprint_of
+from gpuworkbench.data.corpora.documents import TextCorpus, fingerprint_of
+from gpuworkbench.data.corpora.records import LossOn
+from gpuworkbench.data.corpora.stdlib_corpus import open_stdlib
+from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.data.encoding import bpe_size
 from gpuworkbench.data.hub import OnProgress
-from gpuworkbench.data.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.location import NAMED_SOURCES, stat_path, unreadable
-from gpuworkbench.data.mask import mask_of
-from gpuworkbench.data.records import LossOn
-from gpuworkbench.data.shards import raw_dtype_for
-from gpuworkbench.data.stdlib_corpus import open_stdlib
-from gpuworkbench.data.text_files import open_text
+from gpuworkbench.data.shards import shard_sets
+from gpuworkbench.data.shards.mask import mask_of
+from gpuworkbench.data.shards.shard_file import raw_dtype_for
+from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuworkbench.data.documents import Document, TextCorpus
+from gpuworkbench.data.corpora.documents import Document, TextCorpus
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")

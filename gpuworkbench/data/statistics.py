@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpuworkbench.data.prepared import PreparedData
+from gpuworkbench.data.shards.token_array import TokenArray
 from gpuworkbench.data.split import SPLITS, Split
-from gpuworkbench.data.token_array import TokenArray
 
 COUNTED_TOKENS = 64 * 1024 * 1024  # of a larger split, so many are counted, in blocks spread evenly
 DECODED_TOKENS = 256 * 1024

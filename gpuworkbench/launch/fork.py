@@ -14,7 +14,7 @@ from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.config.toml_io import dump_toml, read_config_file
 from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
 from gpuworkbench.data.encoding import bpe_size
-from gpuworkbench.data.same_tokenizer import check_same_tokenizer, kept_tokenizer
+from gpuworkbench.data.tokenization.same_tokenizer import check_same_tokenizer, kept_tokenizer
 from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.gpu.fit import select_device
 from gpuworkbench.gpu.nvml import probe_cards

@@ -16,8 +16,8 @@ import msgspec
 import torch
 
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
-from gpuworkbench.data.tokenizer_export import write_tokenizer_json
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer_export import write_tokenizer_json
 from gpuworkbench.errors import CheckpointError, ConfigError, DataError, DoesNotFitError, ExitCode, WorkbenchError
 from gpuworkbench.gpu.host import disk_free_bytes
 from gpuworkbench.hf.card import model_card

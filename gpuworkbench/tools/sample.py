@@ -16,9 +16,9 @@ import torch
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
-from gpuworkbench.data.same_tokenizer import load_own_tokenizer
-from gpuworkbench.data.text_stream import TextStream
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.same_tokenizer import load_own_tokenizer
+from gpuworkbench.data.tokenization.text_stream import TextStream
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel

@@ -12,7 +12,7 @@ from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data import PreparedData, load_same_tokens
-from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
 from gpuworkbench.errors import CheckpointError, DataError, DoesNotFitError, ExitCode, RunError
 from gpuworkbench.events.schema import Error
 from gpuworkbench.events.writer import EventWriter

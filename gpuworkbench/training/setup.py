@@ -13,7 +13,7 @@ from gpuworkbench import registry
 from gpuworkbench.config.curriculum import Curriculum
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, check_eval_tokens
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.events.index import IndexKeeper
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision

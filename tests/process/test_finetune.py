@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gpuworkbench.commands import export as command
-from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tools.sample import load_config
 from gpuworkbench.training.attempt import load_same_tokens

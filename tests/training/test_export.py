@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.toml_io import dump_toml, parse_toml
-from gpuworkbench.data.tokenizer import ByteTokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer, load_tokenizer
 from gpuworkbench.errors import ConfigError, DoesNotFitError
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.models import build_model

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from gpuworkbench.config.loader import Override
-from gpuworkbench.data.bpe import train_bpe
-from gpuworkbench.data.tokenizer import ByteTokenizer, load_tokenizer
-from gpuworkbench.data.tokenizer_export import write_tokenizer_json
+from gpuworkbench.data.tokenization.bpe import train_bpe
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer_export import write_tokenizer_json
 from gpuworkbench.errors import DataError
 from gpuworkbench.launch.fork import fork
 from gpuworkbench.launch.resume import run_config

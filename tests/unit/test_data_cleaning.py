@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data import cutting, sieve
-from gpuworkbench.data.cleaning import Cleaner, Form
-from gpuworkbench.data.cutting import cut_documents
-from gpuworkbench.data.documents import CHUNK_CHARS, Document, Mark
-from gpuworkbench.data.sieve import CleanCorpus, SeenTexts
+from gpuworkbench.data.corpora import cutting, sieve
+from gpuworkbench.data.corpora.cleaning import Cleaner, Form
+from gpuworkbench.data.corpora.cutting import cut_documents
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, Mark
+from gpuworkbench.data.corpora.sieve import CleanCorpus, SeenTexts
 from gpuworkbench.errors import DataError
 
 # What rules act on or reach across: marks, jamo, returns, soft hyphens, ligatures, kana with marks, controls.

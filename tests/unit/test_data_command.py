@@ -19,7 +19,7 @@ from gpuworkbench.commands.inspect import shown_tokens
 from gpuworkbench.config.loader import build_overridden, parse_set
 from gpuworkbench.data import Preview, prepare, preview
 from gpuworkbench.data.prepare import prepare_data
-from gpuworkbench.data.split_writer import SplitWriter
+from gpuworkbench.data.shards.split_writer import SplitWriter
 from gpuworkbench.data.statistics import statistics
 from gpuworkbench.errors import ExitCode
 from tests.fixtures.data_configs import data_config

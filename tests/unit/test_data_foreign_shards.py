@@ -12,9 +12,9 @@ import pytest
 
 from gpuworkbench.config.schema import RunConfig, SampleConfig
 from gpuworkbench.data import PreparedData, cache_root, prepare
-from gpuworkbench.data.ids_tokenizer import IdsTokenizer
 from gpuworkbench.data.sources import resolve_source
-from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.data.tokenization.ids_tokenizer import IdsTokenizer
+from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 from tests.unit.test_data_shards import write

@@ -25,13 +25,13 @@ from msgspec.structs import replace
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gpuworkbench.data import Tokenizer, absolute_paths, load_tokenizer, prepare
-from gpuworkbench.data import tokenizer_files as files_module
-from gpuworkbench.data.bpe import train_bpe
 from gpuworkbench.data.checks import load_same_tokens
-from gpuworkbench.data.text_stream import TextStream
-from gpuworkbench.data.tokenizer import ByteTokenizer
-from gpuworkbench.data.tokenizer_export import write_tokenizer_json
-from gpuworkbench.data.tokenizer_files import open_tokenizer
+from gpuworkbench.data.tokenization import tokenizer_files as files_module
+from gpuworkbench.data.tokenization.bpe import train_bpe
+from gpuworkbench.data.tokenization.text_stream import TextStream
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer
+from gpuworkbench.data.tokenization.tokenizer_export import write_tokenizer_json
+from gpuworkbench.data.tokenization.tokenizer_files import open_tokenizer
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 from tests.fixtures.hub_server import HubServer
@@ -128,7 +128,7 @@ def folder(kind: str, tmp_path: Path) -> Path:
 @cache
 def opened(kind: str) -> Tokenizer:
     content = library_json(kind).encode()
-    from gpuworkbench.data.library_tokenizer import LibraryTokenizer
+    from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer
 
     return LibraryTokenizer(kind, content, eot_id=reference(kind).token_to_id("</s>"))
 

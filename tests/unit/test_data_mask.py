@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import TokenArray
-from gpuworkbench.data.documents import Document, Mark
-from gpuworkbench.data.mask import map_mask, mask_of, scan_mask
+from gpuworkbench.data.corpora.documents import Document, Mark
 from gpuworkbench.data.meta import open_tokens
 from gpuworkbench.data.order import NOT_SCORED, SampleOrder, batch, validation_batch
 from gpuworkbench.data.pipeline import encode_corpus
+from gpuworkbench.data.shards.mask import map_mask, mask_of, scan_mask
+from gpuworkbench.data.shards.split_writer import SplitWriter
 from gpuworkbench.data.split import Split, Splitter, splitter_for
-from gpuworkbench.data.split_writer import SplitWriter
-from gpuworkbench.data.tokenizer import ByteTokenizer
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer
 from gpuworkbench.errors import DataError
 
 EOT = 256

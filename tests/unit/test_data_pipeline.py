@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data import PreparedData, cache, partial, pipeline, split_writer
+from gpuworkbench.data import PreparedData, cache, partial, pipeline
 from gpuworkbench.data.prepare import prepare_data
-from gpuworkbench.data.tokenizer import load_tokenizer
+from gpuworkbench.data.shards import split_writer
+from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 from tests.fixtures.faulty_files import FaultyFiles, PowerCut
@@ -394,7 +395,7 @@ def test_a_source_that_cannot_be_read_for_a_while_is_gone_on_with(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network disk that goes away loses nothing; bytes that are no text do: their file will be another one."""
-    from gpuworkbench.data import text_files
+    from gpuworkbench.data.corpora import text_files
 
     expected = content(made(source, tmp_path / "whole"))
     whole = text_files.file_chunks

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuworkbench.data import PreparedData, jsonl, prepare
-from gpuworkbench.data.documents import Mark
-from gpuworkbench.data.text_files import open_text
+from gpuworkbench.data import PreparedData, prepare
+from gpuworkbench.data.corpora import jsonl
+from gpuworkbench.data.corpora.documents import Mark
+from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 from tests.unit.test_data_text_files import SENTENCES

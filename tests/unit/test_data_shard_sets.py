@@ -10,8 +10,8 @@ import pytest
 
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.data.location import NAMED_SOURCES
-from gpuworkbench.data.shard_sets import SHARD_SETS, cached_shards
-from gpuworkbench.data.shards import UINT16, ShardWriter, map_shard
+from gpuworkbench.data.shards.shard_file import UINT16, ShardWriter, map_shard
+from gpuworkbench.data.shards.shard_sets import SHARD_SETS, cached_shards
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 from tests.fixtures.hub_server import HubServer

@@ -11,8 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import prepare
-from gpuworkbench.data.shards import HEADER_BYTES, UINT16, UINT32, ShardWriter, TokenCheck, map_shard, scan_shard
-from gpuworkbench.data.split_writer import SplitWriter
+from gpuworkbench.data.shards.shard_file import (
+    HEADER_BYTES,
+    UINT16,
+    UINT32,
+    ShardWriter,
+    TokenCheck,
+    map_shard,
+    scan_shard,
+)
+from gpuworkbench.data.shards.split_writer import SplitWriter
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 from tests.fixtures.shared_data import shared_data

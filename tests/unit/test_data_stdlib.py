@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gpuworkbench.data import prepare
-from gpuworkbench.data.documents import Document
-from gpuworkbench.data.prose import guide, tidy
+from gpuworkbench.data.corpora.documents import Document
+from gpuworkbench.data.corpora.prose import guide, tidy
+from gpuworkbench.data.corpora.stdlib_corpus import StdlibCorpus, open_stdlib
 from gpuworkbench.data.split import splitter_for
-from gpuworkbench.data.stdlib_corpus import StdlibCorpus, open_stdlib
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 
@@ -86,7 +86,7 @@ def test_stdlib_with_bpe_is_the_same_in_another_process(tmp_path: Path) -> None:
 
 
 def test_data_package_does_not_load_torch() -> None:
-    code = "import sys, gpuworkbench.data, gpuworkbench.data.bpe; sys.exit('torch' in sys.modules)"
+    code = "import sys, gpuworkbench.data, gpuworkbench.data.tokenization.bpe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import PreparedData, prepare
-from gpuworkbench.data.documents import CHUNK_CHARS, Document, chunked, file_chunks
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, chunked, file_chunks
+from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.data.split import Splitter
-from gpuworkbench.data.text_files import open_text
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tiktoken import load, registry
 
-from gpuworkbench.data import tiktoken_files
 from gpuworkbench.data.encoding import make_tokenizer
-from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
-from gpuworkbench.data.tokenizer import EOT_TEXT, GPT2_PATTERN
+from gpuworkbench.data.tokenization import tiktoken_files
+from gpuworkbench.data.tokenization.tiktoken_names import tiktoken_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import EOT_TEXT, GPT2_PATTERN
 from gpuworkbench.errors import DataError
 
 NAME = "loopback_base"

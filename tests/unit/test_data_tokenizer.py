@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.data import Tokenizer, load_tokenizer
-from gpuworkbench.data.bpe import train_bpe, train_library_tokenizer
-from gpuworkbench.data.documents import CHUNK_CHARS
-from gpuworkbench.data.stdlib_corpus import open_stdlib
-from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
-from gpuworkbench.data.tokenizer import EOT_TEXT, FILE_NAME, ByteTokenizer
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS
+from gpuworkbench.data.corpora.stdlib_corpus import open_stdlib
+from gpuworkbench.data.tokenization.bpe import train_bpe, train_library_tokenizer
+from gpuworkbench.data.tokenization.tiktoken_names import tiktoken_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import EOT_TEXT, FILE_NAME, ByteTokenizer
 from gpuworkbench.errors import DataError
 from tests.fixtures.shared_data import shared_data
 
@@ -112,8 +112,8 @@ def test_saved_tokenizer_loads_equal(tokenizer: Tokenizer, tmp_path: Path) -> No
 
 def test_training_is_the_same_in_another_process() -> None:
     code = (
-        "from gpuworkbench.data.bpe import train_bpe\n"
-        "from gpuworkbench.data.stdlib_corpus import open_stdlib\n"
+        "from gpuworkbench.data.tokenization.bpe import train_bpe\n"
+        "from gpuworkbench.data.corpora.stdlib_corpus import open_stdlib\n"
         "texts = [''.join(d.chunks) for d in open_stdlib().documents()][::4][::2]\n"
         "print(train_bpe(texts, 1000).sha256)"
     )
@@ -146,7 +146,7 @@ def test_vocabulary_offline_is_one_quick_line(failure: str, monkeypatch: pytest.
     import requests
     from tiktoken import load, registry
 
-    from gpuworkbench.data import tiktoken_files
+    from gpuworkbench.data.tokenization import tiktoken_files
 
     released = threading.Event()
 

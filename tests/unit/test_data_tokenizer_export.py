@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from gpuworkbench.data.bpe import byte_of_character, train_bpe
-from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
-from gpuworkbench.data.tokenizer import EOT_TEXT, BpeTokenizer, ByteTokenizer, Tokenizer
-from gpuworkbench.data.tokenizer_export import library_pattern, merges_of, to_library, write_tokenizer_json
+from gpuworkbench.data.tokenization.bpe import byte_of_character, train_bpe
+from gpuworkbench.data.tokenization.tiktoken_names import tiktoken_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import EOT_TEXT, BpeTokenizer, ByteTokenizer, Tokenizer
+from gpuworkbench.data.tokenization.tokenizer_export import library_pattern, merges_of, to_library, write_tokenizer_json
 from gpuworkbench.errors import DataError
 from tests.fixtures.shared_data import shared_data
 

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gpuworkbench.data.mask import MaskWriter, mask_of
 from gpuworkbench.data.meta import Part
-from gpuworkbench.data.shards import HEADER_BYTES, ShardWriter, variant_for
+from gpuworkbench.data.shards.mask import MaskWriter, mask_of
+from gpuworkbench.data.shards.shard_file import HEADER_BYTES, ShardWriter, variant_for
 from gpuworkbench.data.split import Split
 from gpuworkbench.io import REAL_FILES, Files
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from gpuworkbench.data.documents import CHUNK_CHARS, Document, Mark, chunked
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, Mark, chunked
 
 LossOn = Literal["auto", "all", "answers"]
 

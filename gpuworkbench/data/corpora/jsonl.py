@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from gpuworkbench.data.compressed import READ_ERRORS, open_data
-from gpuworkbench.data.documents import Document, not_utf8
+from gpuworkbench.data.corpora.compressed import READ_ERRORS, open_data
+from gpuworkbench.data.corpora.documents import Document, not_utf8
+from gpuworkbench.data.corpora.records import KNOWN_KEYS, Layout, LossOn, RecordError, document_of, layout_of
 from gpuworkbench.data.location import unreadable
-from gpuworkbench.data.records import KNOWN_KEYS, Layout, LossOn, RecordError, document_of, layout_of
 from gpuworkbench.errors import DataError
 
 MAX_LINE_BYTES = 256 * 1024 * 1024

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuworkbench.data.documents import Document, chunked, fingerprint_of
-from gpuworkbench.data.prose import guide, tidy
+from gpuworkbench.data.corpora.documents import Document, chunked, fingerprint_of
+from gpuworkbench.data.corpora.prose import guide, tidy
 from gpuworkbench.errors import DataError
 
 # Not the library itself, its tests, generated tables, or code nobody reads for pleasure.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gpuworkbench.data.compressed import READ_ERRORS, format_of, is_compressed, open_data
+from gpuworkbench.data.corpora.compressed import READ_ERRORS, format_of, is_compressed, open_data
 from gpuworkbench.data.location import unreadable
 from gpuworkbench.errors import DataError
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gpuworkbench.data.bpe import byte_of_character
-from gpuworkbench.data.library_tokenizer import LibraryTokenizer
-from gpuworkbench.data.tokenizer import EOT_TEXT, GPT2_PATTERN, BpeTokenizer, ByteTokenizer, Tokenizer
+from gpuworkbench.data.tokenization.bpe import byte_of_character
+from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer
+from gpuworkbench.data.tokenization.tokenizer import EOT_TEXT, GPT2_PATTERN, BpeTokenizer, ByteTokenizer, Tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes, atomic_write_json
 

@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gpuworkbench.data.documents import chunked
-from gpuworkbench.data.ids_tokenizer import IdsTokenizer
+from gpuworkbench.data.corpora.documents import chunked
 from gpuworkbench.data.location import open_regular
+from gpuworkbench.data.tokenization.ids_tokenizer import IdsTokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
 
@@ -211,7 +211,7 @@ class _Kind(msgspec.Struct, frozen=True):
 def restore(content: bytes) -> Tokenizer:
     """The tokenizer of a saved file's content. Raises ValueError, OverflowError, msgspec.MsgspecError."""
     if msgspec.json.decode(content, type=_Kind).kind == "library":
-        from gpuworkbench.data.library_tokenizer import restore_library
+        from gpuworkbench.data.tokenization.library_tokenizer import restore_library
 
         return restore_library(content)
     stored = msgspec.json.decode(content, type=TokenizerFile)

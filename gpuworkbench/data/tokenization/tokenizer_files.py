@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from gpuworkbench.data.hub import OnProgress, Wanted, cached_files, fetch
-from gpuworkbench.data.library_tokenizer import LibraryTokenizer, parse_library, special_tokens
 from gpuworkbench.data.location import OFFLINE_FLAGS, open_regular, stat_path
-from gpuworkbench.data.tokenizer import FILE_NAME, FORMAT, Tokenizer, restore
+from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer, parse_library, special_tokens
+from gpuworkbench.data.tokenization.tokenizer import FILE_NAME, FORMAT, Tokenizer, restore
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from gpuworkbench.data.compressed import READ_ERRORS, open_data
-from gpuworkbench.data.documents import Document, chunked
+from gpuworkbench.data.corpora.compressed import READ_ERRORS, open_data
+from gpuworkbench.data.corpora.documents import Document, chunked
 from gpuworkbench.data.location import unreadable
 from gpuworkbench.errors import DataError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data.prepared import PreparedData
-from gpuworkbench.data.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
 from gpuworkbench.errors import DataError
 
 SHOWN_HASH_CHARS = 12

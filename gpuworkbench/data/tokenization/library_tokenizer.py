@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gpuworkbench.data.tokenizer import FORMAT, Ids, Saved, encodable
+from gpuworkbench.data.tokenization.tokenizer import FORMAT, Ids, Saved, encodable
 from gpuworkbench.errors import DataError
 
 if TYPE_CHECKING:

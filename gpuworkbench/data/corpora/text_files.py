@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gpuworkbench.data import parquet
-from gpuworkbench.data.compressed import decompressed_bytes, estimated_bytes, name_within, read_head
-from gpuworkbench.data.cutting import Cut, count_documents, cut_documents
-from gpuworkbench.data.documents import Document, file_chunks, fingerprint_of, looks_binary
-from gpuworkbench.data.jsonl import count_lines, jsonl_documents
+from gpuworkbench.data.corpora import parquet
+from gpuworkbench.data.corpora.compressed import decompressed_bytes, estimated_bytes, name_within, read_head
+from gpuworkbench.data.corpora.cutting import Cut, count_documents, cut_documents
+from gpuworkbench.data.corpora.documents import Document, file_chunks, fingerprint_of, looks_binary
+from gpuworkbench.data.corpora.jsonl import count_lines, jsonl_documents
+from gpuworkbench.data.corpora.records import LossOn
 from gpuworkbench.data.location import kind_of, open_regular, stat_path, unreadable
-from gpuworkbench.data.records import LossOn
 from gpuworkbench.errors import DataError
 
 _PROBE_BYTES = 8 * 1024

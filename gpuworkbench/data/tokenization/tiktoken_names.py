@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gpuworkbench.data import tiktoken_files
 from gpuworkbench.data.location import OFFLINE_FLAGS
-from gpuworkbench.data.tiktoken_files import OnProgress, VocabularyError, VocabularyFiles, cache_folder
-from gpuworkbench.data.tokenizer import EOT_TEXT, BpeTokenizer
+from gpuworkbench.data.tokenization import tiktoken_files
+from gpuworkbench.data.tokenization.tiktoken_files import OnProgress, VocabularyError, VocabularyFiles, cache_folder
+from gpuworkbench.data.tokenization.tokenizer import EOT_TEXT, BpeTokenizer
 from gpuworkbench.errors import DataError
 
 _LOOK_INTERVAL_S = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gpuworkbench.data.tokenizer import BpeTokenizer
+from gpuworkbench.data.tokenization.tokenizer import BpeTokenizer
 
 if TYPE_CHECKING:
     import tokenizers

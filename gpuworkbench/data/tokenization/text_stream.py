@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 
 MAX_HELD_TOKENS = 4  # UTF-8 has at most four bytes for a character
 CONTEXT_TOKENS = 8

@@ -12,7 +12,7 @@ import platformdirs
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data.hub import OnProgress, Wanted, cached_files, fetch
 from gpuworkbench.data.location import OFFLINE_FLAGS
-from gpuworkbench.data.tiktoken_names import tiktoken_tokenizer
+from gpuworkbench.data.tokenization.tiktoken_names import tiktoken_tokenizer
 from gpuworkbench.errors import DataError
 
 _TRAIN, _VAL = "*_train_*.bin", "*_val_*.bin"

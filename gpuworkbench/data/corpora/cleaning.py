@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from gpuworkbench.data.documents import CHUNK_CHARS, chunked
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS, chunked
 
 Form = Literal["none", "nfc", "nfkc"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from gpuworkbench.data.documents import Document
+from gpuworkbench.data.corpora.documents import Document
+from gpuworkbench.data.corpora.records import CHAT, KNOWN_KEYS, Layout, LossOn, RecordError, document_of, layout_of
 from gpuworkbench.data.location import open_regular
-from gpuworkbench.data.records import CHAT, KNOWN_KEYS, Layout, LossOn, RecordError, document_of, layout_of
 from gpuworkbench.errors import DataError
 
 SUFFIX = ".parquet"

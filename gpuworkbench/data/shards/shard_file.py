@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpuworkbench.data.ids_tokenizer import NAME as IDS
-from gpuworkbench.data.ids_tokenizer import NO_END_OF_TEXT
 from gpuworkbench.data.location import open_regular
-from gpuworkbench.data.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
+from gpuworkbench.data.tokenization.ids_tokenizer import NO_END_OF_TEXT
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files
 from gpuworkbench.io.files import write_all

@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 import msgspec
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data.cleaning import Cleaner
-from gpuworkbench.data.documents import CHUNK_CHARS, Document, Mark, TextCorpus, chunked
+from gpuworkbench.data.corpora.cleaning import Cleaner
+from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, Mark, TextCorpus, chunked
 from gpuworkbench.text import safe_text
 
 DIGEST_BYTES = 16

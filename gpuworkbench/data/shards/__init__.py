@@ -1,0 +1,1 @@
+"""Tokens in files: shards, their answer masks, and published sets of them."""
