@@ -150,9 +150,12 @@ class CompareScreen(PlotActions, Screen[None]):
             self._show_legend()
 
     def _show_legend(self) -> None:
-        view, legend = self.view, self.query_one("#legend", Static)
+        view = self.view
+        if view is None or not self.is_attached:
+            return
+        legend = self.query_one("#legend", Static)
         width = legend.content_size.width
-        if view is None or not width:
+        if not width:
             return
         styles = looks(is_dark=self.app.current_theme.dark)
         rows: list[list[Part]] = [[]]
@@ -244,8 +247,8 @@ class CompareScreen(PlotActions, Screen[None]):
 
     def action_solo(self, index: int) -> None:
         """One part alone, or all again."""
-        part = list(self.query("#compare > .panel"))[index - 1]
-        self._solo(None if part.has_class("alone") else index - 1)
+        for part in list(self.query("#compare > .panel"))[index - 1 : index]:  # none before the screen is made
+            self._solo(None if part.has_class("alone") else index - 1)
 
     def _solo(self, index: int | None) -> None:
         self.set_class(index is not None, "solo")

@@ -237,9 +237,9 @@ class Live(PlotActions, Screen[None]):
 
     def action_export(self) -> None:
         """Write the plot of the panel that is alone or has the focus (else the loss) into the run's exports/."""
-        chosen = [*self.query(".panel.alone"), self.focused, self.query_one(LossPanel)]
-        panel = next(panel for panel in chosen if isinstance(panel, PlotPanel))
-        if self.view is not None:
+        chosen = [*self.query(".panel.alone"), self.focused, *self.query(LossPanel)]
+        panel = next((panel for panel in chosen if isinstance(panel, PlotPanel)), None)
+        if self.view is not None and panel is not None:
             export_in_background(self.app, self.paths, self.view.state, panel, self.axis)
 
     # Plots
@@ -270,8 +270,8 @@ class Live(PlotActions, Screen[None]):
 
     def action_solo(self, index: int) -> None:
         """One panel alone, or all again."""
-        panel = self.panels[index - 1]
-        self._solo(None if panel.has_class("alone") else panel)
+        for panel in self.panels[index - 1 : index]:  # none before the screen is made
+            self._solo(None if panel.has_class("alone") else panel)
 
     def action_zoom(self) -> None:
         """The focused panel alone, or all again."""
