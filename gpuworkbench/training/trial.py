@@ -25,6 +25,7 @@ from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.loop import run_validation, train_one_step
+from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun, build_run
 
@@ -63,6 +64,8 @@ def scratch_run(config: RunConfig, data: PreparedData) -> Iterator[tuple[Trainin
         events = LossTap(paths.events)
         try:
             run = build_run(paths, config, data, events, HeartbeatWriter(paths.heartbeat))
+            if config.train.init_from:
+                run.pretrained = load_pretrained(run.model, config)
             run.model.train()
             run.telemetry.start_window()
             yield run, events.losses
