@@ -19,12 +19,15 @@ from safetensors.torch import save_file
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.toml_io import dump_toml
+from gpuworkbench.data import load_same_tokens
 from gpuworkbench.errors import ConfigError, DataError, WorkbenchError
 from gpuworkbench.hf.folder import describe, identity_of, weight_files
 from gpuworkbench.hf.gpt2 import LAYOUT
 from gpuworkbench.launch.fork import fork
 from gpuworkbench.models import build_on_meta
+from gpuworkbench.training.attempt import load_run_config
 from gpuworkbench.training.pretrained import load_pretrained, make_model
+from gpuworkbench.training.trial import train_trial, with_rate
 from tests.fixtures.hf_folders import (
     METADATA,
     change_config,
@@ -410,6 +413,13 @@ class TestRuns:
         assert (started["init_from"], started["init_tensors"]) == (str(folder), 28)
         assert resumed["init_from"] is None
         assert local.events(paths, "warning") == []
+
+    def test_a_trial_starts_from_them_too(self, local: LocalRuns, folder: Path) -> None:
+        sets = {"train.init_from": str(folder), "train.max_steps": 3, "eval.interval_steps": 3}
+        run = local.trained("run", sets)
+        config, _ = load_run_config(run)
+        result = train_trial(with_rate(config, config.optimizer.lr, config.train.seed), load_same_tokens(config))
+        assert result.losses == list(local.losses(run).values())
 
     def test_one_that_died_before_it_was_saved_says_what_is_missing(self, local: LocalRuns, folder: Path) -> None:
         paths = local.create("early", {"train.init_from": str(folder)})
