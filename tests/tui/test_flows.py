@@ -39,7 +39,7 @@ def workspace_with_preset(root: Path, monkeypatch: pytest.MonkeyPatch, preset: s
 async def started(pilot: Pilot[int]) -> Live:
     """Start the first preset as it is, and wait for its first step on the live screen."""
     await home_is_filled(pilot)
-    assert "a_tiny_one" in screen_text(pilot.app)
+    await until(pilot, lambda: "a_tiny_one" in screen_text(pilot.app), "preset")
     await pilot.press("s")
     await until(pilot, lambda: isinstance(pilot.app.screen, Live), "live screen", 60)
     live = pilot.app.screen
@@ -95,6 +95,7 @@ async def test_pause_save_stop_and_resume(tmp_path: Path, monkeypatch: pytest.Mo
         os.kill(workspace.trainer_pid(live.paths.run_id), signal.SIGTERM)
         await has_status(pilot, live, RunStatus.STOPPED)
     assert [e["from_step"] for e in workspace.events(live.paths.run_id) if e["type"] == "run_resumed"] == [stopped_at]
+    wait_until(lambda: not app.services.trainers.live(), what="collected trainer")
 
 
 async def test_a_setting_is_changed_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +114,7 @@ async def test_a_setting_is_changed_while_it_trains(tmp_path: Path, monkeypatch:
             delete_run(live.paths)
         workspace.kill_trainer(live.paths.run_id)
     wait_until(lambda: probe_lock(live.paths.lock) is None, what="free lock")
+    wait_until(lambda: not app.services.trainers.live(), what="collected trainer")
 
 
 async def test_a_killed_trainer_is_shown_within_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +130,7 @@ async def test_a_killed_trainer_is_shown_within_two_seconds(tmp_path: Path, monk
         assert live.view is not None
         saved = live.view.state.last_checkpoint_step
         assert f"last checkpoint: step {saved}; r goes on" in screen_text(app)
+    wait_until(lambda: not app.services.trainers.live(), what="collected trainer")
 
 
 async def test_leaving_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ RUN_SECTION = "run"
 TWIN_KEY, QUEUE_KEY = "run.cpu_twin", "run.queue"  # of the form itself, not of a config
 FIRST_KEYS = ("train.max_steps",)  # shown in the first section, since nearly everybody changes them
 HIDDEN_SECTIONS = frozenset({"card"})  # what a preset is for, not what a run does
-HIDDEN_KEYS = frozenset({"data.sha256", "device.uuid"})  # stored by the launcher
+HIDDEN_KEYS = frozenset(
+    {"data.sha256", "data.tokenizer_sha256", "train.init_sha256", "device.uuid"}
+)  # stored by the launcher
 WHERE = "form"  # how errors name the source of a value
 # Keys whose values are the names of a table.
 TABLES: Mapping[str, Mapping[str, Any]] = {
