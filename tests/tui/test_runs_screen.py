@@ -342,7 +342,8 @@ Filled = Callable[[Pilot[int]], Awaitable[object]]
 
 
 @pytest.mark.parametrize("filled", [runs_are_listed, home_is_filled])
-async def test_an_empty_directory(tmp_path: Path, filled: Filled) -> None:
+async def test_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: Filled) -> None:
+    monkeypatch.setattr(WorkbenchApp, "launch", lambda *_, **__: None)
     app = make_app(tmp_path / "nothing")
     async with app.run_test(size=SMALL) as pilot:
         await filled(pilot)

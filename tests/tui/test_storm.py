@@ -30,7 +30,7 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUWORKBENCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     # What the keys would start or leave is not the matter here.
-    monkeypatch.setattr(WorkbenchApp, "start_preset", lambda *_, **__: None)
+    monkeypatch.setattr(WorkbenchApp, "launch", lambda *_, **__: None)
     monkeypatch.setattr(WorkbenchApp, "resume_run", lambda *_: None)
     monkeypatch.setattr(WorkbenchApp, "exit", lambda *_, **__: None)
 
