@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
 from gpuworkbench import __version__, registry
-from gpuworkbench.commands import bench, data_arguments
+from gpuworkbench.commands import bench, data_arguments, sample_arguments
+from gpuworkbench.commands.argument_types import natural as _natural
+from gpuworkbench.commands.argument_types import positive as _positive
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 
 TRAIN = "gpuworkbench.commands.train:run"
@@ -46,34 +48,15 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message, f"`{self.prog} --help` shows what can be said")
 
 
-def _natural(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    value = _natural(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number from 1 on")
-    return value
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a number") from None
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError("give a number from 0 to 100")
-    return value
-
-
 def _add_common(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     # SUPPRESS keeps a flag given before the command from being reset by the command's own default.
     parser.add_argument(
         "--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help="where runs live (default: ./runs in a checkout)"
     )
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output on stdout"
     )
@@ -109,14 +92,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("--prompt", default=None, metavar="TEXT", help="what to continue (default: the run's)")
-    parser.add_argument("--tokens", type=_positive, default=200, metavar="N", help="tokens to write (200)")
-    parser.add_argument(
-        "--temperature", type=_temperature, default=0.8, metavar="T", help="0 is greedy; higher is wilder (0.8)"
-    )
-    parser.add_argument("--top-k", type=_natural, default=50, metavar="K", help="from the K likeliest; 0: all (50)")
-    parser.add_argument("--seed", type=_natural, default=1337, metavar="S", help="seed of the sampler (1337)")
-    parser.add_argument("--checkpoint", type=_natural, default=None, metavar="STEP", help="which (default: the newest)")
+    sample_arguments.add_arguments(parser)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +105,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_prepare(parser: argparse.ArgumentParser) -> None:
     data_arguments.add_prepare(parser)
-    _add_common(parser)
+    _add_json(parser)
 
 
 def _add_data_inspect(parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,9 @@ def generate(
     seed: int = 0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Yield `max_new_tokens` token ids that continue `prompt_ids`.
+    """Yield up to `max_new_tokens` token ids that continue `prompt_ids`; none from the first `stop_id` on.
 
     `temperature` 0 is greedy; `top_k` 0 samples from all tokens. Draws come from a CPU generator of this call's own
     (`seed`), or from `generator`, so they are the same on every device and never touch the training's. Between two
@@ -38,6 +39,8 @@ def generate(
         window = _Window(model, context, use_cache)
         for _ in range(max_new_tokens):
             token = pick_token(window.next_logits(), temperature=temperature, top_k=top_k, generator=draws)
+            if token == stop_id:
+                return
             window.append(token)
             yield token
 

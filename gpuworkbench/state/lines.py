@@ -134,6 +134,7 @@ def _checkpoint(event: schema.CheckpointSaved, state: RunState) -> list[Line]:
 
 def _sample(event: schema.Sample, state: RunState) -> list[Line]:
     text = safe_text(event.text, multiline=True, max_chars=MAX_TEXT_CHARS)
+    text = text or "(nothing: the model ended its text at once)"
     head = Line(f"{_at(event, state)}  sample after {one_line(event.prompt)!r}:")
     return [head, *(Line(f"    {line}") for line in text.split("\n"))]
 

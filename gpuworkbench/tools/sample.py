@@ -1,13 +1,12 @@
 """`python -m gpuworkbench.tools.sample`: write text with a checkpoint, one JSON object a line as it is written.
 
-Lines: {"prompt": ...} first, then {"text": ...} pieces, last {"done": {...}}. The caller renders them; this process
-may be ended at any time.
+Lines: {"prompt": ...} first, then {"text": ...} pieces, last {"done": {"tokens": N, "finish_reason": "stop" or
+"length"}}. The caller renders them; this process may be ended at any time.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,7 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data.tokenization.same_tokenizer import load_own_tokenizer
 from gpuworkbench.data.tokenization.text_stream import TextStream
-from gpuworkbench.data.tokenization.tokenizer import Tokenizer
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer, end_of_text
 from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
@@ -31,7 +30,10 @@ from gpuworkbench.training.state import ModelState, Part
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to write; `checkpoint` is a step, None the newest intact one; `prompt` None is the run's own."""
+    """What to write; `checkpoint` is a step, None the newest intact one; `prompt` None is the run's own.
+
+    `begins_text` puts an end of text before the prompt, as one stands before every document in training.
+    """
 
     run: str
     prompt: str | None
@@ -40,6 +42,8 @@ class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int
     seed: int
     checkpoint: int | None = None
+    begins_text: bool = False
+    ignore_eot: bool = False
 
 
 def main(argument: str) -> int:
@@ -52,17 +56,13 @@ def main(argument: str) -> int:
         reference = choose_checkpoint(paths, request.checkpoint)
         model = load_model(config, reference)
         prompt = config.sample.prompt if request.prompt is None else request.prompt
-        prompt_ids = [int(token) for token in tokenizer.encode(prompt)]
+        prompt_ids = encode_prompt(tokenizer, prompt, begins_text=request.begins_text)
     except WorkbenchError as error:
         print(f"gpuworkbench: {error.line()}", file=sys.stderr)
         return error.exit_code
     emit({"prompt": prompt, "step": reference.step})
-    n_tokens = 0
-    for piece in stream_text(model, tokenizer, prompt_ids, request):
-        n_tokens += 1
-        if piece:
-            emit({"text": piece})
-    emit({"done": {"tokens": n_tokens}})
+    n_tokens = write_text(model, tokenizer, prompt_ids, request)
+    emit({"done": {"tokens": n_tokens, "finish_reason": "length" if n_tokens == request.tokens else "stop"}})
     return ExitCode.OK
 
 
@@ -102,18 +102,38 @@ def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
     return model.eval()
 
 
-def stream_text(
-    model: LanguageModel, tokenizer: Tokenizer, prompt_ids: list[int], request: SampleRequest
-) -> Iterator[str]:
-    """One piece a token; a piece is empty while a character's bytes are not complete."""
-    if not prompt_ids:
-        prompt_ids = [tokenizer.eot_id if tokenizer.eot_id is not None else 0]
+def encode_prompt(tokenizer: Tokenizer, prompt: str, *, begins_text: bool) -> list[int]:
+    """The prompt's ids, never none: text without a beginning begins where a document does. Raises DataError."""
+    ids = [int(token) for token in tokenizer.encode(prompt)]
+    if not ids or (begins_text and end_of_text(tokenizer) is not None):
+        ids.insert(0, tokenizer.eot_id)
+    return ids
+
+
+def write_text(model: LanguageModel, tokenizer: Tokenizer, prompt_ids: list[int], request: SampleRequest) -> int:
+    """Emit the continuation piece by piece, up to the end of text the model writes; returns the tokens in it."""
     stream = TextStream(tokenizer, prompt_ids)
     tokens = generate(
-        model, prompt_ids, request.tokens, temperature=request.temperature, top_k=request.top_k, seed=request.seed
+        model,
+        prompt_ids,
+        request.tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        seed=request.seed,
+        stop_id=None if request.ignore_eot else end_of_text(tokenizer),
     )
-    for written, token in enumerate(tokens, 1):
-        yield stream.push(token, is_last=written == request.tokens)
+    n_tokens = 0
+    for token in tokens:
+        n_tokens += 1
+        emit_text(stream.push(token))
+    emit_text(stream.flush())
+    return n_tokens
+
+
+def emit_text(piece: str) -> None:
+    """A piece of text, where there is any: half a character is not."""
+    if piece:
+        emit({"text": piece})
 
 
 def emit(value: dict[str, object]) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from gpuworkbench.config.curriculum import Stage
+from gpuworkbench.data.tokenization.tokenizer import end_of_text
 from gpuworkbench.events.schema import CurriculumStage, Eval, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.models.generate import generate
@@ -225,6 +226,7 @@ def write_sample(run: TrainingRun) -> None:
             temperature=sample.temperature,
             top_k=sample.top_k,
             seed=sample.seed,
+            stop_id=end_of_text(run.tokenizer),
         )
         text = run.tokenizer.decode(list(alive(run, ids)))
         run.progress.last_sample_step = run.progress.step

@@ -80,3 +80,25 @@ def test_nothing_is_imported_from_where_one_happens_to_be(local: LocalRuns, run:
         assert sample(local.workspace).returncode == 0
     finally:
         os.unlink(planted)
+
+
+def test_a_question_is_asked_as_in_a_conversation(local: LocalRuns, run: RunPaths) -> None:
+    asked = sample(local.workspace, "--chat", "2 + 2?", "--system", "Be brief.", "--ignore-eot", "--json")
+    answer = msgspec.json.decode(asked.stdout)
+    assert answer["prompt"] == "System: Be brief.\n\nUser: 2 + 2?\n\nAssistant:"
+    assert (answer["tokens"], answer["finish_reason"]) == (12, "length")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--chat", "a", "--prompt", "b"), "--chat and --prompt exclude each other"),
+        (("--system", "a"), "--system belongs to --chat"),
+        (("--chat",), "--chat: expected one argument"),
+    ],
+)
+def test_half_a_conversation_is_one_line(arguments: tuple[str, ...], reason: str, local: LocalRuns) -> None:
+    result = sample(local.workspace, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert reason in line

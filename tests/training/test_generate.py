@@ -52,6 +52,14 @@ def test_greedy_follows_the_logits(model):
     assert list(generate(model, [4, 7], 30, temperature=0.0)) == expected
 
 
+def test_it_stops_before_the_end_of_text(model):
+    tokens = list(generate(model, [4, 7], 30, seed=2))
+    stop_id = tokens[11]
+    until = tokens[: tokens.index(stop_id)]
+    assert list(generate(model, [4, 7], 30, seed=2, stop_id=stop_id)) == until
+    assert list(generate(model, [4, 7], 30, seed=2, stop_id=min(set(range(100)) - set(tokens)))) == tokens
+
+
 def test_sampling_leaves_training_as_it_was(model):
     model.train()
     model.h[1].eval()  # a frozen part stays frozen

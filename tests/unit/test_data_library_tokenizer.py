@@ -360,8 +360,14 @@ def test_text_comes_as_it_is_decoded_whole(kind: str) -> None:
     tokenizer = opened(kind)
     ids = tokenizer.encode("The naïve 漢字 \U0001f600 of a gradient_norm, and more.\n  Then some")
     stream = TextStream(tokenizer, ids[:3])
-    pieces = [stream.push(token, is_last=place == len(ids) - 4) for place, token in enumerate(ids[3:])]
+    pieces = [*(stream.push(token) for token in ids[3:]), stream.flush()]
     assert tokenizer.decode(ids[:3]) + "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_half_a_character_at_the_end_is_told() -> None:
+    stream = TextStream(ByteTokenizer())
+    assert [stream.push(token) for token in "я".encode()[:1]] == [""]
+    assert (stream.flush(), stream.flush()) == ("\ufffd", "")
 
 
 def test_a_tokenizer_by_its_hub_name(text_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.data.corpora import jsonl
 from gpuworkbench.data.corpora.documents import Mark
+from gpuworkbench.data.corpora.records import chat_prompt
 from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
@@ -148,6 +149,19 @@ def test_only_answers_and_their_ends_are_scored(tmp_path: Path) -> None:
     assert not everything.tokens("train").has_mask
     assert everything.n_train_tokens == data.n_train_tokens
     assert everything.sha256 != data.sha256
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_question_is_asked_with_the_tokens_of_training(system: str, tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": system}] if system else []
+    talk += exchange("Сколько будет 2 + 2?\n", "4")
+    source = write(tmp_path / "talk.jsonl", [{"messages": talk}] * 40)
+    data = prepare(data_config(source, "bpe-300", seq_len=4), cache_dir=tmp_path / "cache")
+    tokenizer = data.tokenizer()
+    prompt = [tokenizer.eot_id, *tokenizer.encode(chat_prompt("Сколько будет 2 + 2?\n", system))]
+    answer = [*tokenizer.encode(" 4"), tokenizer.eot_id]
+    tokens = tokens_of(data, "train")
+    assert tokens[: len(prompt) + len(answer)] == prompt + answer
 
 
 def test_a_long_answer_is_scored_to_its_end(tmp_path: Path) -> None:

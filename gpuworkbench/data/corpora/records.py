@@ -81,6 +81,14 @@ def _pair_turns(record: _Pair) -> Iterator[Turn]:
     yield record.completion, True
 
 
+def chat_prompt(question: str, system: str = "") -> str:
+    """What a model reads before it answers `question`, exactly as a conversation of `messages` is written."""
+    said = [_Message("system", system)] if system else []
+    said += [_Message("user", question), _Message(ASSISTANT, "")]
+    (prompt, _), _ = _chat_turns(_Chat(said))
+    return prompt
+
+
 class Layout(NamedTuple):
     """One way to lay a record out: the keys it needs, and how its turns are read; plain text has none."""
 

@@ -19,9 +19,16 @@ class TextStream:
         self._context = list(prompt_ids)[-CONTEXT_TOKENS:]
         self._held: list[int] = []
 
-    def push(self, token: int, *, is_last: bool = False) -> str:
+    def push(self, token: int) -> str:
         """The text that `token` completes; empty while a character's bytes are not all there."""
         self._held.append(token)
+        return self._text(is_last=False)
+
+    def flush(self) -> str:
+        """The text of what is held back, once no token follows."""
+        return self._text(is_last=True) if self._held else ""
+
+    def _text(self, *, is_last: bool) -> str:
         before = self._tokenizer.decode(self._context)
         text = self._tokenizer.decode([*self._context, *self._held])
         if text.endswith(REPLACEMENT) and len(self._held) < MAX_HELD_TOKENS and not is_last:

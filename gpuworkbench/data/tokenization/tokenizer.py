@@ -182,6 +182,11 @@ class BpeTokenizer(Saved):
         )
 
 
+def end_of_text(tokenizer: Tokenizer) -> int | None:
+    """The id after which nothing belongs to a text; None where it is not known (`ids`)."""
+    return None if isinstance(tokenizer, IdsTokenizer) else tokenizer.eot_id
+
+
 def encodable(text: str) -> str:
     """The text itself, or, where it holds surrogates, pairs joined and lone ones replaced by U+FFFD."""
     try:
