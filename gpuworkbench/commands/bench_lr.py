@@ -19,7 +19,7 @@ import msgspec
 
 from gpuworkbench.commands.bench_lr_report import print_report
 from gpuworkbench.commands.output import say
-from gpuworkbench.commands.progress import DataProgress
+from gpuworkbench.commands.progress import StageProgress
 from gpuworkbench.config.loader import Override, build, parse_set
 from gpuworkbench.config.optimizers import spec_of
 from gpuworkbench.config.own_presets import own_preset, own_preset_path, save_own_preset
@@ -101,7 +101,7 @@ def prepare(arguments: argparse.Namespace) -> Search:
     request = LaunchRequest(
         preset=arguments.bench_preset, runs_dir=place, sets=sets, cpu_twin=arguments.bench_cpu_twin, environ=os.environ
     )
-    prepared = check(request, on_progress=DataProgress())
+    prepared = check(request, on_progress=StageProgress(), on_weights=StageProgress("weights"))
     full_steps = prepared.config.train.max_steps
     assert full_steps is not None
     steps = arguments.bench_steps or min(full_steps, DEFAULT_STEPS)

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from gpuworkbench.commands.output import print_json, say, tell
-from gpuworkbench.commands.progress import DataProgress
+from gpuworkbench.commands.progress import StageProgress
 from gpuworkbench.config.loader import Override, build_overridden, environment_overrides, parse_set
 from gpuworkbench.config.schema import SCHEMA_VERSION, DataConfig
 from gpuworkbench.data import absolute_paths, absolute_source
 from gpuworkbench.data.corpora.sieve import Sifted
+from gpuworkbench.data.encoding import is_known_name
 from gpuworkbench.data.pipeline import Pace
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.prepared import PreparedData
@@ -38,7 +39,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     pace, begun = Pace(), time.monotonic()
     try:
         with terminating():
-            prepared = prepare_data(config, out=out, workers=workers, on_progress=DataProgress(), pace=pace)
+            prepared = prepare_data(config, out=out, workers=workers, on_progress=StageProgress(), pace=pace)
     except KeyboardInterrupt as stopped:
         return _interrupted(stopped, pace)
     seconds = time.monotonic() - begun
@@ -102,7 +103,9 @@ def out_of(arguments: argparse.Namespace) -> Path | None:
 def flags_to_use(config: DataConfig, prepared: PreparedData, out: Path | None) -> list[str]:
     """The `--set` flags by which a run finds exactly these tokens, quoted for a shell."""
     if out is not None:
-        values: Mapping[str, Any] = {"source": str(prepared.directory), "tokenizer": config.tokenizer}
+        directory = str(prepared.directory)
+        name = config.tokenizer if is_known_name(config.tokenizer) else directory  # a path may not be there elsewhere
+        values: Mapping[str, Any] = {"source": directory, "tokenizer": name}
     else:
         default = DataConfig()
         chosen = msgspec.structs.asdict(config)

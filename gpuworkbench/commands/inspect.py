@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gpuworkbench.commands.data import KEYS, data_config, flag_of, sifted_lines, terminating, workers_of
 from gpuworkbench.commands.output import print_json, say, tell
-from gpuworkbench.commands.progress import DataProgress
+from gpuworkbench.commands.progress import StageProgress
 from gpuworkbench.data import Preview, preview
 from gpuworkbench.data.cache import find
 from gpuworkbench.data.location import NAMED_SOURCES
@@ -80,7 +80,7 @@ def find_subject(arguments: argparse.Namespace) -> Subject:
             raise DataError(f"{path} is not intact, or of another format than {FORMAT}", "prepare it again")
         return Subject(prepared)
     if exists or text in NAMED_SOURCES:
-        return Subject(prepare_data(data_config(arguments), workers=workers_of(arguments), on_progress=DataProgress()))
+        return Subject(prepare_data(data_config(arguments), workers=workers_of(arguments), on_progress=StageProgress()))
     try:
         return _of_run(arguments)
     except RunError as error:
@@ -91,7 +91,7 @@ def _of_run(arguments: argparse.Namespace) -> Subject:
     _refuse_keys(arguments, "a run")
     paths = resolve_run(runs_dir(arguments.runs_dir), arguments.source)
     config = with_vocabulary(run_config(paths))
-    prepared = prepare_data(config, workers=workers_of(arguments), on_progress=DataProgress())
+    prepared = prepare_data(config, workers=workers_of(arguments), on_progress=StageProgress())
     if config.sha256 in (None, prepared.sha256):
         return Subject(prepared)
     was = (config.sha256 or "")[:12]

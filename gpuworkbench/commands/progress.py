@@ -1,4 +1,4 @@
-"""Progress of data preparation on stderr: whole lines, so that a log stays readable and nothing is redrawn."""
+"""Progress of what comes before a run, data and weights: whole lines on stderr, so that a log stays readable."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from gpuworkbench.units import format_duration
 INTERVAL_S = 2.0
 
 
-class DataProgress:
-    """A line when a stage begins, and at most one every two seconds within it, with the time that is left."""
+class StageProgress:
+    """A line when a stage begins, and at most one every two seconds within it, with the time that is left.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `what` it is about stands first: "data: encoding with gpt2 40%".
+    """
+
+    def __init__(self, what: str = "data", clock: Callable[[], float] = time.monotonic) -> None:
+        self._what = what
         self._clock = clock
         self._stage = ""
         self._said_s = 0.0
@@ -31,7 +35,7 @@ class DataProgress:
             self._begun = now, fraction
         self._stage, self._said_s = stage, now
         share = "" if fraction is None else f" {fraction:.0%}"
-        say(f"data: {stage}{share}{self._left(now, fraction)}")
+        say(f"{self._what}: {stage}{share}{self._left(now, fraction)}")
 
     def _left(self, now: float, fraction: float | None) -> str:
         if self._begun is None or fraction is None:

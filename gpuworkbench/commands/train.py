@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gpuworkbench.commands.app import open_app, require_terminal
 from gpuworkbench.commands.follow import ForwardedSignals, caught_up_log, follow_trainer, forwarded_signals, wait_for
 from gpuworkbench.commands.output import print_json, say, tell
-from gpuworkbench.commands.progress import DataProgress
+from gpuworkbench.commands.progress import StageProgress
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 from gpuworkbench.launch import create as creation
@@ -140,12 +140,18 @@ def prepare(arguments: argparse.Namespace) -> Plan:
             queue=queue,
             share=arguments.force,
         )
-        created = creation.create(request, on_progress=DataProgress())
+        created = creation.create(request, on_progress=StageProgress(), on_weights=StageProgress("weights"))
         return Plan(created, created.run_toml, is_new_run=True, is_new_file=True)
     parent = resolve_run(directory, arguments.resume)
     if arguments.fork:
         child = fork(
-            parent, directory, sets=sets, steps=arguments.steps, run_id=arguments.run_id, queue=arguments.queue
+            parent,
+            directory,
+            sets=sets,
+            steps=arguments.steps,
+            run_id=arguments.run_id,
+            queue=arguments.queue,
+            on_progress=StageProgress(),
         )
         say(f"forked from {parent.run_id}")
         return Plan(child, child.run_toml, is_new_run=True, is_new_file=True)

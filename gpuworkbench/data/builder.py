@@ -22,13 +22,18 @@ from gpuworkbench.data.shards.split_writer import SplitWriter, whole_shard
 from gpuworkbench.data.sources import ShardSource, Source, SyntheticSource, TextSource, resolve_source
 from gpuworkbench.data.split import SPLITS, Split, Splitter, splitter_for
 from gpuworkbench.data.synthetic import ENTROPY_RATE_NATS, synthetic_blocks
+from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer
 from gpuworkbench.data.tokenization.tokenizer import Tokenizer, load_tokenizer
+from gpuworkbench.data.tokenization.tokenizer_export import write_tokenizer_json
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 
 
 class Builder:
-    """Makes one prepared directory. `key` names what was asked for."""
+    """Makes one prepared directory. `key` names what was asked for.
+
+    One for use elsewhere gets, at its top, the tokenizer as other programs read it.
+    """
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class Builder:
         *,
         workers: int | None = None,
         pace: Pace | None = None,
+        is_for_elsewhere: bool = False,
     ) -> None:
         self._config = config
         self._root = root
@@ -48,8 +54,9 @@ class Builder:
         self._report = report
         self._workers = workers
         self._pace = pace or Pace()
+        self._is_for_elsewhere = is_for_elsewhere
 
-    def build(self, home: Path, source: Source, *, replaces_damaged: bool = True) -> PreparedData:
+    def build(self, home: Path, source: Source) -> PreparedData:
         """Encode, generate or scan; then commit. DataError if the source changed meanwhile. Raises OSError."""
 
         def fill(directory: Path) -> Meta:
@@ -64,9 +71,18 @@ class Builder:
                         meta = self._scan(directory, source)
             if resolve_source(self._config, self._root).fingerprint != source.fingerprint:
                 raise DataError(f"data.source = {self._config.source!r} changed while it was read", "start again")
-            return meta
+            return self._with_library_file(directory, meta) if self._is_for_elsewhere else meta
 
-        return cache.build(home, fill, self._report, self._files, replaces_damaged=replaces_damaged)
+        # The cache is ours to repair, a folder that a person named is not.
+        return cache.build(home, fill, self._report, self._files, replaces_damaged=not self._is_for_elsewhere)
+
+    def _with_library_file(self, directory: Path, meta: Meta) -> Meta:
+        """Write tokenizer.json for other programs; a warning where the format cannot express the tokenizer."""
+        try:
+            write_tokenizer_json(load_tokenizer(directory / TOKENIZER_FOLDER), directory, self._files)
+        except DataError as error:
+            return msgspec.structs.replace(meta, warnings=(*meta.warnings, error.message))
+        return meta
 
     def _encode_text(self, directory: Path, corpus: TextCorpus) -> Meta:
         journal = Journal(directory, self._key, self._files)
@@ -199,7 +215,7 @@ class Builder:
             raise _other_tokenizer(source, beside, f"data.tokenizer is {name!r}")
         tokenizer, warnings = make_tokenizer(name, None, None, self._report, source.bin_vocab_size)
         if beside is not None and beside.sha256 != tokenizer.sha256:
-            raise _other_tokenizer(source, beside, f"data.tokenizer is {name!r} ({tokenizer.sha256[:12]})")
+            raise _other_tokenizer(source, beside, f"data.tokenizer is {tokenizer.name!r} ({tokenizer.sha256[:12]})")
         return tokenizer, warnings
 
     def _writer(self, directory: Path, split: Split, tokenizer: Tokenizer) -> SplitWriter:
@@ -257,7 +273,8 @@ def _hold_out_tail(train: Sequence[Part], val_fraction: float) -> tuple[tuple[Pa
 
 
 def _other_tokenizer(source: ShardSource, beside: Tokenizer, asked_for: str) -> DataError:
+    own = str(source.train[0].parent) if isinstance(beside, LibraryTokenizer) else beside.name
     return DataError(
         f"the shards at {source.name} were made with the tokenizer {beside.name!r} ({beside.sha256[:12]}), {asked_for}",
-        f"set data.tokenizer={beside.name}",
+        f"set data.tokenizer={own}",
     )

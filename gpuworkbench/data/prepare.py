@@ -75,14 +75,14 @@ def prepare_data(
     home = Path(os.path.abspath(root)) / "data" / key if out is None else Path(os.path.abspath(out.expanduser()))
     if (prepared := cache.find(home)) is not None and (out is None or prepared.key == key):
         return prepared
-    builder = Builder(config, root, key, files, report, workers=workers, pace=pace)
+    builder = Builder(config, root, key, files, report, workers=workers, pace=pace, is_for_elsewhere=out is not None)
     try:
         if out is not None:
             _check_out(home, source)
         home.parent.mkdir(parents=True, exist_ok=True)
         if out is None:
             cache.sweep(home.parent, files)
-        return builder.build(home, source, replaces_damaged=out is None)
+        return builder.build(home, source)
     except OSError as error:
         raise cache.cannot_write(home.parent, error, is_cache=out is None) from error
 

@@ -54,9 +54,12 @@ class Prepared(NamedTuple):
     data: PreparedData
 
 
-def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prepared:
+def check(
+    request: LaunchRequest, on_progress: OnProgress | None = None, on_weights: OnProgress | None = None
+) -> Prepared:
     """Preset, card and data, in this order, each refused with its own error; the resolved config.
 
+    `on_progress` hears of data, `on_weights` of published weights (default: the same).
     Raises UsageError, RunError, ConfigError, DoesNotFitError, DeviceBusyError, DataError.
     """
     if request.run_id is not None:
@@ -72,7 +75,7 @@ def check(request: LaunchRequest, on_progress: OnProgress | None = None) -> Prep
     if not (request.queue or request.share):
         refuse_busy(device_of(choice.kind, choice.uuid, choice.index))
     if config.train.init_from:
-        config = with_pretrained(asked, config.train.init_from, on_progress)
+        config = with_pretrained(asked, config.train.init_from, on_weights or on_progress)
     config = msgspec.structs.replace(config, data=absolute_paths(config.data))
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:
@@ -99,8 +102,10 @@ def refuse_short_host(config: RunConfig, kind: str, directory: Path) -> None:
             )
 
 
-def create(request: LaunchRequest, on_progress: OnProgress | None = None) -> RunPaths:
+def create(
+    request: LaunchRequest, on_progress: OnProgress | None = None, on_weights: OnProgress | None = None
+) -> RunPaths:
     """Check the request and create its run directory. Raises as `check`, and RunError when the id is taken."""
-    prepared = check(request, on_progress)
+    prepared = check(request, on_progress, on_weights)
     run_id = request.run_id or new_run_id(prepared.preset.name)
     return create_run(request.runs_dir, run_id, prepared.preset.text, dump_toml(prepared.config))

@@ -13,7 +13,7 @@ from gpuworkbench.config.loader import Override
 from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.config.toml_io import dump_toml, read_config_file
 from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
-from gpuworkbench.data.encoding import bpe_size
+from gpuworkbench.data.encoding import Progress, bpe_size
 from gpuworkbench.data.tokenization.same_tokenizer import check_same_tokenizer, kept_tokenizer
 from gpuworkbench.errors import CheckpointError, ConfigError
 from gpuworkbench.gpu.fit import select_device
@@ -43,11 +43,12 @@ def fork(
     queue: bool = False,
     environ: Mapping[str, str] = os.environ,
     files: Files = REAL_FILES,
+    on_progress: Progress | None = None,
 ) -> RunPaths:
     """A new run that starts from the newest intact checkpoint of `paths`, with changed keys.
 
-    It is there with its checkpoint or not at all. Raises ConfigError, RunError, CheckpointError, DataError,
-    DoesNotFitError, DeviceBusyError (without `queue`).
+    It is there with its checkpoint or not at all; `on_progress` hears of its data being made. Raises ConfigError,
+    RunError, CheckpointError, DataError, DoesNotFitError, DeviceBusyError (without `queue`).
     """
     if run_id is not None:
         validate_run_id(run_id)
@@ -62,7 +63,7 @@ def fork(
     choice = select_device(new, probe_cards())
     if not queue:
         refuse_busy(device_of(choice.kind, choice.uuid, choice.index), can_share=False)
-    new, data = _prepare(old.data, new, paths)
+    new, data = _prepare(old.data, new, paths, on_progress)
     if new.eval.interval_steps:
         check_eval_tokens(new, data.n_val_tokens)
     resolved = resolve(new, data, choice)
@@ -83,7 +84,9 @@ def fork(
     )
 
 
-def _prepare(old: DataConfig, new: RunConfig, paths: RunPaths) -> tuple[RunConfig, PreparedData]:
+def _prepare(
+    old: DataConfig, new: RunConfig, paths: RunPaths, on_progress: Progress | None
+) -> tuple[RunConfig, PreparedData]:
     """The fork's config and data. A vocabulary trained on the parent's text stays that one on another text.
 
     Trained anew, its ids would mean other tokens than the weights know. DataError for any other tokenizer.
@@ -96,9 +99,9 @@ def _prepare(old: DataConfig, new: RunConfig, paths: RunPaths) -> tuple[RunConfi
     new = with_data(sha256=None, tokenizer_sha256=None)
     if own is not None and new.data.tokenizer == old.tokenizer and bpe_size(old.tokenizer) is not None:
         changed = any(getattr(old, key) != getattr(new.data, key) for key in ("source", "seed", "val_fraction"))
-        if changed or prepare(new).tokenizer_sha256 != own.sha256:
+        if changed or prepare(new, on_progress=on_progress).tokenizer_sha256 != own.sha256:
             new = with_data(tokenizer=os.path.abspath(paths.tokenizer))
-    data = prepare(new, kept_tokenizer=paths.tokenizer)
+    data = prepare(new, on_progress=on_progress, kept_tokenizer=paths.tokenizer)
     check_same_tokenizer(old, data, paths.tokenizer)
     return new, data
 

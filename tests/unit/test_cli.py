@@ -286,8 +286,9 @@ class TestEnds:
         assert refusal(capsys, "presets", code=1) == "Input/output error: a␛b"
 
     def test_progress_of_data_is_a_line_a_stage(self, capsys: pytest.CaptureFixture[str]) -> None:
-        shown = progress.DataProgress()
+        shown = progress.StageProgress()
         for fraction in (0.0, 0.1, 0.2):
             shown("tokens\x1b", fraction)
         shown("done", None)
-        assert capsys.readouterr().err == "data: tokens␛ 0%\ndata: done\n"
+        progress.StageProgress("weights")("hashing", None)
+        assert capsys.readouterr().err == "data: tokens␛ 0%\ndata: done\nweights: hashing\n"

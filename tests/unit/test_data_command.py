@@ -92,6 +92,8 @@ class TestPrepare:
         answer = as_json(capsys, "prepare", "text.txt", "--tokenizer", "bpe-300", "--out", "my shards")
         assert answer["directory"] == str(tmp_path / "my shards")
         assert answer["sets"] == ["--set", f"data.source={tmp_path}/my shards", "--set", "data.tokenizer=bpe-300"]
+        again = as_json(capsys, "prepare", "text.txt", "--tokenizer", "my shards/tokenizer.json", "--out", "o")
+        assert again["sets"] == ["--set", f"data.source={tmp_path}/o", "--set", f"data.tokenizer={tmp_path}/o"]
         used = prepare(data_config(tmp_path / "my shards", "bpe-300"))
         assert used.sha256 == answer["sha256"]
         assert not (tmp_path / "cache" / "data" / answer["directory"]).exists() or used.directory != answer["directory"]
@@ -125,6 +127,7 @@ class TestPrepare:
             (["inspect", "a\0b"], "is no source and no run"),
             (["inspect", "text.txt", "--samples", "-1"], "--samples"),
             (["inspect", "text.txt", "--out", "x"], "there is no flag '--out' of `data inspect`"),
+            (["prepare", "text.txt", "--runs-dir", "x"], "--runs-dir is not for `data prepare`"),
             (["inspect", "text.txt", "--steps", "1"], "--steps is not for `data inspect`"),
         ],
     )
@@ -142,10 +145,10 @@ from gpuworkbench.commands import data
 from gpuworkbench.data import pipeline
 pipeline.BATCH_CHARS = 20_000
 pipeline.SAVE_INTERVAL_S = float(sys.argv[1])
-class Shown(data.DataProgress):
+class Shown(data.StageProgress):
     def __call__(self, stage, fraction):
         print(stage, fraction, file=sys.stderr, flush=True)
-data.DataProgress = Shown
+data.StageProgress = Shown
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -278,7 +281,7 @@ def test_boundaries_and_marks() -> None:
 
 def test_progress_tells_the_time_left_at_most_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    shown = progress.DataProgress(clock=lambda: now)
+    shown = progress.StageProgress(clock=lambda: now)
     for step in range(41):
         now = step / 4
         shown("encoding", 0.2 + step / 100)  # four hundredths a second: sixty left after the first two seconds: 18 s

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import PreparedData, cache, partial, pipeline
@@ -266,11 +267,49 @@ class TestOut:
     def test_it_is_a_source_with_the_same_tokens(self, out: Path, source: Path, tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
         names = sorted(path.name for path in out.iterdir())
-        assert names == ["meta.json", "tokenizer", "train-00000.bin", "val-00000.bin"]
+        assert names == [
+            "meta.json",
+            "tokenizer",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "train-00000.bin",
+            "val-00000.bin",
+        ]
         moved = out.rename(tmp_path / "moved")
         used = prepare_data(DataConfig(source=str(moved), tokenizer="bpe-300"), cache_dir=tmp_path / "c")
         assert used.sha256 == made(source, tmp_path / "c").sha256
         assert load_tokenizer(moved / "tokenizer").sha256 == used.tokenizer().sha256
+
+    def test_the_tokenizers_library_reads_its_tokenizer(self, out: Path) -> None:
+        library = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+        text = "Съешь ещё этих мягких французских булок"
+        assert library.encode(text).ids == load_tokenizer(out / "tokenizer").encode(text)
+
+    @pytest.mark.parametrize("name", ["", "tokenizer", "tokenizer/tokenizer.json"])
+    def test_it_is_a_tokenizer(self, name: str, out: Path, tmp_path: Path) -> None:
+        used = prepare_data(DataConfig(source=str(out), tokenizer=str(out / name)), cache_dir=tmp_path / "c")
+        assert used.tokenizer_sha256 == load_tokenizer(out / "tokenizer").sha256
+
+    def test_a_tokenizer_by_path_goes_along(self, out: Path, source: Path, tmp_path: Path) -> None:
+        """The path may be gone where the folder is taken: the refusal names the folder, which is enough."""
+        own = tmp_path / "mine"
+        out.rename(own)
+        library = str(own / "tokenizer.json")
+        elsewhere = tmp_path / "elsewhere"
+        config = DataConfig(source=str(source), tokenizer=library)
+        prepared = prepare_data(config, out=elsewhere, cache_dir=tmp_path / "c")
+        assert json.loads((elsewhere / "tokenizer.json").read_bytes()) == json.loads(Path(library).read_bytes())
+        with pytest.raises(DataError, match=r"data\.tokenizer is 'byte'") as caught:
+            prepare_data(DataConfig(source=str(elsewhere), tokenizer="byte"), cache_dir=tmp_path / "c")
+        assert caught.value.hint == f"set data.tokenizer={elsewhere}"
+        used = prepare_data(DataConfig(source=str(elsewhere), tokenizer=str(elsewhere)), cache_dir=tmp_path / "c")
+        assert used.tokenizer_sha256 == prepared.tokenizer_sha256
+
+    def test_a_tokenizer_that_no_file_can_express_is_said(self, tmp_path: Path) -> None:
+        config = DataConfig(source="synthetic", tokenizer="ids", bin_vocab_size=300, synthetic_tokens=5000)
+        prepared = prepare_data(config, out=tmp_path / "o", cache_dir=tmp_path / "c")
+        assert not (tmp_path / "o" / "tokenizer.json").exists()
+        assert "the tokenizer 'ids' cannot be written as tokenizer.json" in prepared.warnings
 
     def test_it_is_made_once(self, out: Path, source: Path, tmp_path: Path) -> None:
         stages: list[str] = []

@@ -50,7 +50,7 @@ class IdsTokenizer:
             if not (word.isascii() and word.isdigit() and len(word) < 12 and int(word) < self.vocab_size):
                 raise DataError(
                     f"{word[:40]!r} is not a token id below {self.vocab_size}",
-                    "data.tokenizer = ids has no text: prompts are ids, for example '17 4 912'",
+                    "data.tokenizer = ids has no text: a prompt (sample.prompt) is ids too, such as '17 4 12'",
                 )
         return [int(word) for word in words]
 

@@ -1,4 +1,4 @@
-"""`data.tokenizer` as a path: a tokenizer.json, a Hugging Face folder that holds one, or a run's tokenizer folder.
+"""`data.tokenizer` as a path: a tokenizer.json, a Hugging Face folder that holds one, a run, or prepared tokens.
 
 `hf:OWNER/NAME` is such a folder in the hub's cache.
 """
@@ -17,6 +17,7 @@ import msgspec
 
 from gpuworkbench.data.hub import OnProgress, Wanted, cached_files, fetch
 from gpuworkbench.data.location import OFFLINE_FLAGS, open_regular, stat_path
+from gpuworkbench.data.prepared import TOKENIZER_FOLDER
 from gpuworkbench.data.tokenization.library_tokenizer import LibraryTokenizer, parse_library, special_tokens
 from gpuworkbench.data.tokenization.tokenizer import FILE_NAME, FORMAT, Tokenizer, restore
 from gpuworkbench.errors import DataError
@@ -97,7 +98,9 @@ def hub_folder(name: str, on_progress: OnProgress | None = None) -> Path:
 def _file_of(path: Path) -> Path:
     if not stat.S_ISDIR(stat_path(path).st_mode):
         return path
-    file = path / FILE_NAME
+    file, own = path / FILE_NAME, path / TOKENIZER_FOLDER / FILE_NAME
+    if os.path.lexists(own) and (not os.path.lexists(file) or _is_ours(_read(own, MAX_LIBRARY_BYTES))):
+        return own  # of a run, or of prepared tokens: exactly the one they were made with
     if not os.path.lexists(file):
         raise DataError(
             f"folder {path} holds no {FILE_NAME}",
