@@ -187,7 +187,7 @@ def compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> Iterable[str]:
-    """The table of docs/data.md."""
+    """The table of docs/shards.md."""
     yield "| size | tokens | steps | loader, ms | step, ms | share |"
     yield "|---|---|---|---:|---:|---:|"
     for row in result["shares"]:

@@ -20,8 +20,8 @@ from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer, Tokenizer
 from gpuworkbench.data.tokenization.tokenizer_files import (
     HUB_PREFIX,
     absolute_tokenizer,
-    hub_folder,
     is_path,
+    open_hub_tokenizer,
     open_tokenizer,
 )
 from gpuworkbench.errors import DataError
@@ -145,7 +145,7 @@ def pin_tokenizer(config: DataConfig, root: Path, kept: Path | None, on_progress
             )
         return config
     if config.tokenizer.startswith(HUB_PREFIX):
-        tokenizer = kept_tokenizer(kept) or open_tokenizer(hub_folder(config.tokenizer, on_progress), config.eot_token)
+        tokenizer = kept_tokenizer(kept) or open_hub_tokenizer(config.tokenizer, on_progress, config.eot_token)
     else:
         path = Path(absolute_tokenizer(config.tokenizer))
         own = kept_tokenizer(kept) if not os.path.lexists(path) else None

@@ -69,6 +69,6 @@ def _identity(folder: Path, report: OnProgress) -> str:
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        report(f"hashing the weights in {folder}", done / max(total, 1))
+        report(f"hashing {folder}", done / max(total, 1))
 
     return identity_of(paths, on_bytes)

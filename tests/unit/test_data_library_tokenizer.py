@@ -382,6 +382,7 @@ def test_a_tokenizer_by_its_hub_name(text_file: Path, monkeypatch: pytest.Monkey
         assert server.gets("big.safetensors") == []
     ids = data.tokenizer().encode(TEXT)
     assert ids == reference("byte_level").encode(TEXT, add_special_tokens=False).ids
+    assert data.tokenizer_name == "owner/model"
     assert prepare(config, cache_dir=tmp_path / "b").sha256 == data.sha256, "cached: no server is there any more"
     assert absolute_paths(config.data).tokenizer == "hf:owner/model"
     shutil.rmtree(tmp_path / "hf")

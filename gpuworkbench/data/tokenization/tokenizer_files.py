@@ -47,8 +47,8 @@ def absolute_tokenizer(name: str) -> str:
     return os.path.abspath(os.path.expanduser(name))
 
 
-def open_tokenizer(path: Path, eot_token: str | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer.json or of a folder that holds one.
+def open_tokenizer(path: Path, eot_token: str | None = None, name: str = "") -> Tokenizer:
+    """The tokenizer of a tokenizer.json or of a folder that holds one; `name` where the path's would say nothing.
 
     `eot_token` is the token that ends a text, for files that do not say which one. Raises DataError in one line.
     """
@@ -62,7 +62,7 @@ def open_tokenizer(path: Path, eot_token: str | None = None) -> Tokenizer:
         return ours
     library = _opened(file, parse_library, content)
     config = _table(file.with_name(CONFIG_FILE))
-    name = file.parent.name if file.name == FILE_NAME else file.stem
+    name = name or (file.parent.name if file.name == FILE_NAME else file.stem)
     eot_id = _eot_id(file, library, eot_token)
     return LibraryTokenizer(name or "tokenizer", content, eot_id=eot_id, config_json=msgspec.json.encode(config))
 
@@ -75,6 +75,11 @@ def _about_the_tokenizer() -> Iterator[None]:
     except DataError as error:
         hint = error.hint if error.hint and "data.source" not in error.hint else "check data.tokenizer"
         raise DataError(error.message.replace("read data at", "read the tokenizer at"), hint) from None
+
+
+def open_hub_tokenizer(name: str, on_progress: OnProgress | None, eot_token: str | None) -> Tokenizer:
+    """The tokenizer of `hf:OWNER/NAME`, of that name: its folder in the cache is named by a hash. Raises DataError."""
+    return open_tokenizer(hub_folder(name, on_progress), eot_token, name.removeprefix(HUB_PREFIX))
 
 
 def hub_folder(name: str, on_progress: OnProgress | None = None) -> Path:
