@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,6 +45,7 @@ class Builder:
         *,
         workers: int | None = None,
         pace: Pace | None = None,
+        check_tokenizer: Callable[[Tokenizer], None] | None = None,
         is_for_elsewhere: bool = False,
     ) -> None:
         self._config = config
@@ -54,6 +55,7 @@ class Builder:
         self._report = report
         self._workers = workers
         self._pace = pace or Pace()
+        self._check_tokenizer = check_tokenizer or (lambda tokenizer: None)
         self._is_for_elsewhere = is_for_elsewhere
 
     def build(self, home: Path, source: Source) -> PreparedData:
@@ -100,6 +102,7 @@ class Builder:
         is_cut = config.clean or config.normalize != "none" or config.documents != "file"
         corpus = CleanCorpus(raw, config, scratch=directory, exact_sizes=is_cut and not splitter.by_document)
         tokenizer, warnings = self._tokenizer_for(journal, corpus, splitter)
+        self._check_tokenizer(tokenizer)
         self._report(f"encoding with {tokenizer.name}", 0.0)
         with self._writer(directory, "train", tokenizer) as train, self._writer(directory, "val", tokenizer) as val:
             writers: dict[Split, SplitWriter] = {"train": train, "val": val}

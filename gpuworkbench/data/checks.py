@@ -12,16 +12,21 @@ from gpuworkbench.data.tokenization.same_tokenizer import check_same_tokenizer
 from gpuworkbench.errors import ConfigError, DataError
 
 
-def check_fits(config: RunConfig, prepared: PreparedData) -> None:
-    """DataError if the model's vocabulary is too small for the tokenizer, or there is not one training sequence."""
+def check_vocabulary(config: RunConfig, name: str, vocab_size: int) -> None:
+    """DataError if the model's vocabulary is too small for the tokenizer `name` of that many tokens."""
     wanted = config.model.vocab_size
-    if wanted and prepared.vocab_size > wanted:
+    if wanted and vocab_size > wanted:
         raise DataError(
-            f"model.vocab_size is {wanted}, the tokenizer {prepared.tokenizer_name!r} has {prepared.vocab_size} tokens",
+            f"model.vocab_size is {wanted}, the tokenizer {name!r} has {vocab_size} tokens",
             "choose the tokenizer that belongs to the weights"
             if config.train.init_from
             else "set model.vocab_size to 0 (the tokenizer's) or to at least that many",
         )
+
+
+def check_fits(config: RunConfig, prepared: PreparedData) -> None:
+    """DataError as `check_vocabulary`, or if there is not one training sequence."""
+    check_vocabulary(config, prepared.tokenizer_name, prepared.vocab_size)
     if prepared.tokenizer_name == IDS and config.sample.interval_steps:
         prepared.tokenizer().encode(config.sample.prompt)  # now, not at the first sample
     needed = config.train_seq_len + 1

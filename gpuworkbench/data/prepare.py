@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gpuworkbench.config.schema import DataConfig, RunConfig
 from gpuworkbench.data import cache
 from gpuworkbench.data.builder import Builder
-from gpuworkbench.data.checks import check_fits, check_scored
+from gpuworkbench.data.checks import check_fits, check_scored, check_vocabulary
 from gpuworkbench.data.corpora.documents import fingerprint_of
 from gpuworkbench.data.encoding import Progress, check_tokenizer_name, pin_tokenizer
 from gpuworkbench.data.location import cache_root
@@ -16,6 +17,7 @@ from gpuworkbench.data.meta import FORMAT
 from gpuworkbench.data.pipeline import Pace
 from gpuworkbench.data.prepared import PreparedData
 from gpuworkbench.data.sources import ShardSource, Source, TextSource, resolve_source, with_vocabulary
+from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import REAL_FILES, Files
 
@@ -37,9 +39,17 @@ def prepare(
     that is missing, malformed or too small, for a vocabulary that cannot be had, and for a cache that cannot be
     written.
     """
-    data = with_vocabulary(config)
+
+    def check_tokenizer(tokenizer: Tokenizer) -> None:  # now, not after hours of encoding
+        check_vocabulary(config, tokenizer.name, tokenizer.vocab_size)
+
     prepared = prepare_data(
-        data, cache_dir=cache_dir, on_progress=on_progress, kept_tokenizer=kept_tokenizer, files=files
+        with_vocabulary(config),
+        cache_dir=cache_dir,
+        on_progress=on_progress,
+        check_tokenizer=check_tokenizer,
+        kept_tokenizer=kept_tokenizer,
+        files=files,
     )
     check_fits(config, prepared)
     check_scored(config, prepared)
@@ -54,13 +64,15 @@ def prepare_data(
     workers: int | None = None,
     on_progress: Progress | None = None,
     pace: Pace | None = None,
+    check_tokenizer: Callable[[Tokenizer], None] | None = None,
     kept_tokenizer: Path | None = None,
     files: Files = REAL_FILES,
 ) -> PreparedData:
     """Find or make the tokens of a `data` section, in the cache or as the folder `out`. Raises DataError as `prepare`.
 
-    `workers` threads encode (default: the cores there are); the tokens do not depend on it. Interrupted, by a signal
-    or a full disk, it goes on where it was when it is called again.
+    `workers` threads encode (default: the cores there are); the tokens do not depend on it. `check_tokenizer` may
+    refuse a tokenizer before text is encoded with it. Interrupted, by a signal or a full disk, it goes on where it was
+    when it is called again.
     """
     report = on_progress or (lambda message, fraction: None)
     root = cache_root(cache_dir)
@@ -75,7 +87,17 @@ def prepare_data(
     home = Path(os.path.abspath(root)) / "data" / key if out is None else Path(os.path.abspath(out.expanduser()))
     if (prepared := cache.find(home)) is not None and (out is None or prepared.key == key):
         return prepared
-    builder = Builder(config, root, key, files, report, workers=workers, pace=pace, is_for_elsewhere=out is not None)
+    builder = Builder(
+        config,
+        root,
+        key,
+        files,
+        report,
+        workers=workers,
+        pace=pace,
+        check_tokenizer=check_tokenizer,
+        is_for_elsewhere=out is not None,
+    )
     try:
         if out is not None:
             _check_out(home, source)

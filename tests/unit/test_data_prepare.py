@@ -226,8 +226,15 @@ def test_killed_preparation_leaves_no_trap(text_file: Path, tmp_path: Path) -> N
 
 
 def test_vocabulary_mismatch_names_both_sides(text_file: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
     with pytest.raises(DataError, match=r"model.vocab_size is 200.*'byte' has 257"):
-        prepare(data_config(text_file, vocab_size=200), cache_dir=tmp_path / "c")
+        prepare(
+            data_config(text_file, vocab_size=200),
+            cache_dir=tmp_path / "c",
+            on_progress=lambda stage, _: stages.append(stage),
+        )
+    assert stages == [], "refused before anything is encoded"
+    assert [path for path in (tmp_path / "c" / "data").iterdir() if path.is_dir()] == []
     assert prepare(data_config(text_file, vocab_size=50304), cache_dir=tmp_path / "c").vocab_size == 257
 
 
