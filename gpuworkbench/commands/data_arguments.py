@@ -24,7 +24,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _add_keys(parser: argparse.ArgumentParser) -> None:
     keys = parser.add_argument_group("how text becomes tokens (the same keys as a run's)")
-    keys.add_argument("--tokenizer", metavar="NAME", help="data.tokenizer: byte, bpe-N, gpt2, ... (bpe-8192)")
+    keys.add_argument("--tokenizer", metavar="NAME", help="data.tokenizer: byte, bpe-N, gpt2, a path, ... (bpe-8192)")
     keys.add_argument("--documents", metavar="HOW", help="data.documents: file, paragraph or line (file)")
     keys.add_argument("--clean", action="store_true", default=None, help="data.clean: line ends, control characters")
     keys.add_argument("--normalize", metavar="FORM", help="data.normalize: none, nfc or nfkc (none)")

@@ -276,7 +276,7 @@ class SampleConfig(Section, frozen=True, kw_only=True):
 
     interval_steps: Annotated[int, doc("steps between samples; 0 turns them off", ge=0, le=MAX_STEPS)] = 0
     prompt: Annotated[str, doc("the text that samples continue", max_length=10_000)] = "\n"
-    tokens: Annotated[int, doc("tokens per sample", ge=1, le=100_000)] = 64
+    tokens: Annotated[int, doc("tokens per sample; fewer where the model ends its text", ge=1, le=100_000)] = 64
     temperature: Annotated[float, doc("softmax temperature; 0 is greedy", ge=0.0, le=100.0)] = 0.8
     top_k: Annotated[int, doc("sample from the k most likely tokens; 0: from all", ge=0, le=MAX_COUNT)] = 50
     seed: Annotated[int, doc("seed of the sampler", ge=0, le=MAX_SEED)] = 1337
