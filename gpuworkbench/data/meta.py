@@ -14,7 +14,7 @@ from gpuworkbench.data.shards.token_array import TokenArray
 from gpuworkbench.data.split import SPLITS, Split
 from gpuworkbench.errors import DataError
 
-FORMAT = 2  # raised whenever the same configuration would give other tokens than before
+FORMAT = 3  # raised whenever the same configuration would give other tokens than before
 FILE_NAME = "meta.json"
 
 

@@ -30,6 +30,7 @@ from gpuworkbench.data.split import Split, Splitter
 from gpuworkbench.data.tokenization.tokenizer import Ids, Tokenizer
 
 BATCH_CHARS = 1024 * 1024
+_PIECE_CHARS = 64  # what a piece counts beside its text: of tiny records, batches would else be mostly objects
 SAVE_INTERVAL_S = 5.0
 _PLAIN = Mark()
 Item = TypeVar("Item")
@@ -174,7 +175,7 @@ def cut_batches(corpus: TextCorpus, splitter: Splitter) -> Iterator[Batch]:
                 begun = True
                 pieces.append(Piece(split, starts, chunk, mark))
                 starts = False
-                n_chars += len(chunk) + 1
+                n_chars += len(chunk) + _PIECE_CHARS
                 if n_chars >= BATCH_CHARS:
                     yield Batch(pieces, n_documents)
                     pieces, n_documents, n_chars = [], 0, 0

@@ -17,10 +17,12 @@ from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.data.encoding import bpe_size
 from gpuworkbench.data.hub import OnProgress
 from gpuworkbench.data.location import NAMED_SOURCES, stat_path, unreadable
+from gpuworkbench.data.prepared import TOKENIZER_FOLDER
 from gpuworkbench.data.shards import shard_sets
 from gpuworkbench.data.shards.mask import mask_of
 from gpuworkbench.data.shards.shard_file import raw_dtype_for
 from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
+from gpuworkbench.data.tokenization.tokenizer import FILE_NAME as TOKENIZER_FILE
 from gpuworkbench.errors import DataError
 from gpuworkbench.registry import nearest
 
@@ -84,8 +86,11 @@ class ShardSource:
 
     @property
     def fingerprint(self) -> str:
-        """Paths, sizes and times, of the answer masks beside them too, and how they are read."""
+        """Paths, sizes and times, of the answer masks and the tokenizer beside them too, and how they are read."""
         parts = []
+        if (tokenizer := self.train[0].parent / TOKENIZER_FOLDER / TOKENIZER_FILE).exists():
+            info = stat_path(tokenizer)
+            parts.append(f"{info.st_size}\n{info.st_mtime_ns}\n{info.st_ctime_ns}")
         for shard in (*self.train, *self.val):
             mask = self.mask(shard)
             for path in (shard,) if mask is None else (shard, mask):
@@ -147,10 +152,20 @@ def _from_path(config: DataConfig) -> Source:
             f"data.source = {source!r}: no such file or folder",
             f"{suggestion}choices: {', '.join(NAMED_SOURCES)}, or a path",
         )
-    path = Path(os.path.abspath(path))
+    path = _recordable(Path(os.path.abspath(path)))
     if not stat.S_ISDIR(stat_path(path).st_mode):
         return _one_shard(path) if path.suffix == ".bin" else TextSource(_open_text(path, config))
     return shards_in(path) or TextSource(_open_text(path, config))
+
+
+def _recordable(path: Path) -> Path:
+    """The path itself. DataError where it is not UTF-8: no run file and no record of the tokens could hold it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DataError(f"data.source: the name {shown} is not UTF-8", "rename it") from None
+    return path
 
 
 def _open_text(path: Path, config: DataConfig) -> TextCorpus:
@@ -170,7 +185,7 @@ def shards_in(folder: Path) -> ShardSource | None:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from error
-    shards = [name for name in names if name.endswith(".bin")]
+    shards = [_recordable(folder / name).name for name in names if name.endswith(".bin")]
     train = tuple(folder / name for name in shards if "train" in name)
     val = tuple(folder / name for name in shards if "val" in name and "train" not in name)
     if not train and not val:

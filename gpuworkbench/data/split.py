@@ -44,12 +44,24 @@ def splitter_for(corpus: TextCorpus, val_fraction: float, seed: int) -> Splitter
     Documents with marks (a conversation, a prompt with its answer) are always held out whole; of few, those with the
     smallest hashes, so that their number is exact.
     """
-    if corpus.count_groups() * val_fraction >= _MIN_EXPECTED_VAL_DOCUMENTS:
+    if _has_groups(corpus, _MIN_EXPECTED_VAL_DOCUMENTS / val_fraction):
         return Splitter(val_fraction, seed, by_document=True)
     whole = sorted(document.group for document in corpus.documents() if document.marks is not None)
     n_val = min(max(1, round(len(whole) * val_fraction)), len(whole) - 1) if whole else 0
     held_out = sorted(whole, key=lambda group: _word_of(group, seed))[:n_val]
     return Splitter(val_fraction, seed, by_document=False, val_groups=frozenset(held_out))
+
+
+def _has_groups(corpus: TextCorpus, wanted: float) -> bool:
+    """Whether so many groups are kept: counted until there are enough, since dropped ones decide nothing."""
+    if corpus.count_groups() < wanted:
+        return False
+    found: set[str] = set()
+    for document in corpus.documents():
+        found.add(document.group)
+        if len(found) >= wanted:
+            return True
+    return False
 
 
 def _word_of(group: str, seed: int) -> int:

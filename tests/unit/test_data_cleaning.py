@@ -6,14 +6,16 @@ import random
 import tracemalloc
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.config.schema import DataConfig
-from gpuworkbench.data.corpora import cutting, sieve
+from gpuworkbench.data.corpora import cutting, records, sieve
 from gpuworkbench.data.corpora.cleaning import Cleaner, Form
 from gpuworkbench.data.corpora.cutting import cut_documents
 from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, Mark
@@ -168,6 +170,19 @@ def test_marked_chunks_stay_one_a_mark_and_belong_to_the_hash() -> None:
     assert kept_names == ["a", "b"]
 
 
+def test_a_long_turn_is_cleaned_as_a_whole() -> None:
+    decomposed, returns = "x" + "и\u0306" * CHUNK_CHARS, "x" + "a\r\n" * CHUNK_CHARS
+    record = msgspec.convert({"prompt": decomposed, "completion": returns}, records.PAIR.type)
+    document = records.document_of("a", record, records.PAIR, "auto")
+    (kept,) = CleanCorpus(Texts(document), DataConfig(normalize="nfc", clean=True)).documents()
+    chunks, marks = list(kept.chunks), list(kept.marks or ())
+    assert "".join(chunks) == "x" + "й" * CHUNK_CHARS + "x" + "a\n" * CHUNK_CHARS
+    assert max(map(len, chunks)) <= CHUNK_CHARS
+    answer = "".join(chunk for chunk, mark in zip(chunks, marks, strict=True) if mark.scored)
+    assert answer == "x" + "a\n" * CHUNK_CHARS
+    assert [mark.ends for mark in marks] == [False] * (len(marks) - 1) + [True]
+
+
 def test_a_document_too_long_for_the_memory_waits_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sieve, "_HELD_CHARS", 10)
     long = [f"часть {number} \ud800" for number in range(9)]
@@ -210,6 +225,14 @@ def test_lines_and_paragraphs_however_the_text_is_cut(text: str, places: list[in
     assert [
         ("".join(each.chunks), each.group) for each in cut_documents("f", 0, cuts(text, places), "paragraph")
     ] == paragraphs
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("cut", "between"), [("line", 1), ("paragraph", 2)])
+def test_documents_are_counted_whatever_the_line_ends(cut: cutting.Cut, between: int, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.txt"
+    path.write_bytes(("text" + between * end).encode() * 500)
+    assert abs(cutting.count_documents(path, cut) - 500) <= 1
 
 
 @pytest.mark.parametrize("cut", ["line", "paragraph"])

@@ -380,6 +380,15 @@ def test_a_tokenizer_by_its_hub_name(text_file: Path, monkeypatch: pytest.Monkey
             monkeypatch.setenv(name, value)
         data = prepare(config, cache_dir=tmp_path / "a")
         assert server.gets("big.safetensors") == []
+        (said,) = (tmp_path / "hf").rglob("snapshots/*/generation_config.json")
+        said.unlink()  # as a download that was killed leaves it
+        assert prepare(config, cache_dir=tmp_path / "half").sha256 == data.sha256
+    said.rename(said.with_name("elsewhere"))
+    with pytest.raises(DataError, match=r"nothing beside .* says which token ends a text"):
+        prepare(config, cache_dir=tmp_path / "half")
+    named = replace(config, data=replace(config.data, eot_token="</s>"))
+    assert prepare(named, cache_dir=tmp_path / "half").sha256 == data.sha256
+    said.with_name("elsewhere").rename(said)
     ids = data.tokenizer().encode(TEXT)
     assert ids == reference("byte_level").encode(TEXT, add_special_tokens=False).ids
     assert data.tokenizer_name == "owner/model"

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ import tokenizers
 
 from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import PreparedData, cache, partial, pipeline
+from gpuworkbench.data.corpora.sieve import CleanCorpus
+from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.data.prepare import prepare_data
 from gpuworkbench.data.shards import split_writer
-from gpuworkbench.data.tokenization.tokenizer import load_tokenizer
+from gpuworkbench.data.split import splitter_for
+from gpuworkbench.data.tokenization.tokenizer import ByteTokenizer, load_tokenizer
 from gpuworkbench.errors import DataError
 from gpuworkbench.io import Files
 from tests.fixtures.faulty_files import FaultyFiles, PowerCut
@@ -255,6 +259,28 @@ def test_memory_does_not_grow_with_the_file(n_blocks: int, keys: dict[str, objec
     assert after_kib - before_kib < 64 * 1024
 
 
+@pytest.mark.parametrize("keys", [{"dedup": True}, {"min_chars": 20}])
+def test_documents_that_are_dropped_do_not_count_for_the_split(keys: dict[str, Any], tmp_path: Path) -> None:
+    """Five of a thousand lines are kept: a hash would give the validation split none of them."""
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"line {n % 4}\n" for n in range(1000)) + "a line of its own, long enough to be kept\n")
+    prepared = prepare_data(
+        DataConfig(source=str(path), tokenizer="byte", documents="line", **keys), cache_dir=tmp_path
+    )
+    assert prepared.sifted is not None
+    assert prepared.sifted.kept_documents == (5 if keys.get("dedup") else 1)
+    assert min(prepared.n_train_tokens, prepared.n_val_tokens) > 0
+
+
+def test_tiny_records_make_no_large_batches(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.jsonl"
+    path.write_text('{"text":"a"}\n' * 40_000)
+    corpus = CleanCorpus(open_text(path), DataConfig())
+    batches = list(pipeline.cut_batches(corpus, splitter_for(corpus, 0.05, 0)))
+    assert sum(batch.n_documents for batch in batches) == 40_000
+    assert max(len(batch.pieces) for batch in batches) < 20_000
+
+
 class TestOut:
     """`--out`: a folder of shards that can be used elsewhere."""
 
@@ -344,6 +370,13 @@ class TestOut:
             with pytest.raises(DataError, match=rf"made with the tokenizer 'bpe-300' \(.{{12}}\).*'{name}'") as caught:
                 prepare_data(DataConfig(source=str(out), tokenizer=name), cache_dir=tmp_path / "c")
             assert caught.value.hint == "set data.tokenizer=bpe-300"
+
+    def test_a_tokenizer_put_beside_the_shards_later_is_noticed(self, out: Path, tmp_path: Path) -> None:
+        config = DataConfig(source=str(out), tokenizer="bpe-300")
+        prepare_data(config, cache_dir=tmp_path / "c")
+        ByteTokenizer().save(out / "tokenizer")
+        with pytest.raises(DataError, match=r"made with the tokenizer 'byte'.*'bpe-300'"):
+            prepare_data(config, cache_dir=tmp_path / "c")
 
     @pytest.mark.parametrize("key", ["documents", "clean", "normalize", "min_chars", "dedup"])
     def test_tokens_are_not_cleaned(self, key: str, out: Path, tmp_path: Path) -> None:

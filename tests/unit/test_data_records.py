@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpuworkbench.config.schema import DataConfig
 from gpuworkbench.data import PreparedData, prepare
 from gpuworkbench.data.corpora import jsonl
-from gpuworkbench.data.corpora.documents import Mark
+from gpuworkbench.data.corpora.documents import Mark, TextCorpus
 from gpuworkbench.data.corpora.records import chat_prompt
+from gpuworkbench.data.corpora.sieve import CleanCorpus
 from gpuworkbench.data.corpora.text_files import open_text
 from gpuworkbench.errors import DataError
 from tests.fixtures.data_configs import data_config
@@ -75,8 +77,13 @@ def write(path: Path, records: list[Any]) -> Path:
 
 def documents(path: Path, loss_on: Any = "auto") -> list[list[tuple[str, bool, bool]]]:
     """Each document's chunks with what they are marked as."""
+    return marked(open_text(path, loss_on=loss_on))
+
+
+def marked(corpus: TextCorpus) -> list[list[tuple[str, bool, bool]]]:
+    """The same of a corpus."""
     found = []
-    for document in open_text(path, loss_on=loss_on).documents():
+    for document in corpus.documents():
         chunks = list(document.chunks)
         marks = document.marks or [Mark()] * len(chunks)
         found.append([(chunk, mark.scored, mark.ends) for chunk, mark in zip(chunks, marks, strict=True)])
@@ -166,7 +173,8 @@ def test_a_question_is_asked_with_the_tokens_of_training(system: str, tmp_path: 
 
 def test_a_long_answer_is_scored_to_its_end(tmp_path: Path) -> None:
     answer = SENTENCES * 400
-    (document,) = documents(write_jsonl(tmp_path / "long.jsonl", [{"prompt": "Go.", "completion": answer}]))
+    path = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "Go.", "completion": answer}])
+    (document,) = marked(CleanCorpus(open_text(path), DataConfig()))
     assert len(document) > 3
     assert [(scored, ends) for _, scored, ends in document] == [
         (False, False),

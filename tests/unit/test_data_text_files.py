@@ -181,6 +181,15 @@ def test_chunks_join_to_the_text(line: str, tmp_path: Path) -> None:
         assert len(chunks) <= 5
 
 
+def test_no_more_than_a_chunk_waits_however_long_the_lines_are(tmp_path: Path) -> None:
+    path = tmp_path / "long_lines.txt"
+    path.write_text(("x" * (CHUNK_CHARS * 9 // 8) + "\n") * 16)
+    chunks = file_chunks(path)
+    waiting = [len(chunks.gi_frame.f_locals["carry"]) for _ in chunks]  # type: ignore[attr-defined]
+    assert max(waiting) <= 2 * CHUNK_CHARS
+    assert list(file_chunks(path)) == list(chunked(path.read_text()))
+
+
 def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.bin")
@@ -200,6 +209,30 @@ def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "absent\x1b[31m", tmp_path)
     assert "did you mean 'stdlib'" in refusal("stdlb", tmp_path)
     assert "data.source is empty" in refusal("", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["book.txt", "shard_train_0.bin", "folder"])
+def test_a_name_that_is_not_utf8_is_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"\udcff\x1b{name}"
+    if name == "folder":
+        path.mkdir()
+        (path / "a.txt").write_text(SENTENCES)
+    else:
+        path.write_text(SENTENCES)
+    assert r"\xff" in refusal(path, tmp_path)
+
+
+def test_a_file_in_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("\udcff.txt", "line\nend.txt", "\x1b[31m.jsonl"):
+        is_text = name.endswith("txt")
+        (folder / name).write_text(SENTENCES if is_text else json.dumps({"text": SENTENCES}))
+    prepared = prepare(data_config(folder), cache_dir=tmp_path / "cache")
+    assert prepared.n_documents == 3
+    (folder / "\udcff_train.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"xff_train\.bin is not UTF-8"):
+        prepare(data_config(folder), cache_dir=tmp_path / "cache")
 
 
 def test_blank_jsonl_is_refused(tmp_path: Path) -> None:

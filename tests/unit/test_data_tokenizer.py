@@ -101,6 +101,23 @@ def test_tokens_do_not_depend_on_how_a_text_is_cut() -> None:
     assert bpe().encode(text) == whole
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Съешь ещё этих мягких французских булок, да выпей чаю!\n",
+        "Съешь ещё этих мягких французских булок.\r\n",
+        "ein Wort und noch eines, ohne Ende; ",
+        "快速的棕色狐狸跳过了懒狗。\n",
+        "12,5;17,25\n",
+        "a line that is indented\n\t",
+    ],
+)
+def test_no_word_is_cut_in_two_whatever_its_script(line: str) -> None:
+    tokenizer = train_bpe([line * 100], 700)
+    text = f"{line}_" * 7 + line * (2 * CHUNK_CHARS // len(line))  # out of step with the chunks
+    assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text)
+
+
 def test_saved_tokenizer_loads_equal(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)

@@ -5,6 +5,7 @@ What is cut out has no blank line or line end around it, so that equal paragraph
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,8 @@ from gpuworkbench.errors import DataError
 
 Cut = Literal["file", "paragraph", "line"]
 
+_LINE_END = re.compile(rb"\r\n?|\n")
+_BLANK_LINES = re.compile(rb"(?:\r\n?|\n)[ \t]*(?:\r\n?|\n)[ \t\r\n]*")
 MAX_DOCUMENT_CHARS = 64 * 1024 * 1024  # of a line or paragraph, which is held in memory
 
 
@@ -37,10 +40,10 @@ def count_documents(path: Path, cut: Cut) -> int:
     """About how many documents a text file gives, without decoding it."""
     if cut == "file":
         return 1
-    mark = b"\n" if cut == "line" else b"\n\n"
+    mark = _LINE_END if cut == "line" else _BLANK_LINES
     try:
         with open_data(path) as stream:
-            return sum(block.count(mark) for block in iter(lambda: stream.read(1 << 20), b"")) + 1
+            return sum(len(mark.findall(block)) for block in iter(lambda: stream.read(1 << 20), b"")) + 1
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
 

@@ -1,7 +1,8 @@
 """Documents as streams of text chunks, so that a corpus is never one string in memory.
 
 Chunks are cut where no tokenizer's split pattern can reach across (a line end between two non-blank lines, before a
-letter), so the tokens of a document do not depend on how it was cut.
+letter or digit of any script; without one, the single space between two words), so the tokens of a document do not
+depend on how it was cut.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from gpuworkbench.errors import DataError
 
 CHUNK_CHARS = 256 * 1024
 _BINARY_PROBE_BYTES = 8 * 1024
-_SAFE_CUT = re.compile(r"(?<=\S\n)(?=[A-Za-z])")
+# Not before a slash, which o200k_base joins to the line end. Carriage returns are no line ends here: GPT-2's pattern
+# takes "\r\n" apart inside of a text and leaves it whole at its end.
+_AFTER_LINE = re.compile(r"(?<=\S\n)(?=[^\W_])")
+_BEFORE_WORD = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")
 _BOM = "\ufeff"
 _REMEDIES = {
     "gzip": "name it .gz (.txt.gz, .jsonl.gz)",
@@ -134,7 +138,7 @@ def file_chunks(path: Path) -> Iterator[str]:
             carry += text
             if not block:
                 break
-            if len(carry) > CHUNK_CHARS:
+            while len(carry) > CHUNK_CHARS:  # more than once: a chunk can be shorter than what was read
                 end = _cut_before(carry, 0, CHUNK_CHARS)
                 yield carry[:end]
                 carry = carry[end:]
@@ -157,9 +161,13 @@ def looks_like(path: Path, head: bytes) -> DataError | None:
 
 
 def _cut_before(text: str, start: int, limit: int) -> int:
-    """The last safe cut in (start, limit], or `limit` where there is none."""
-    line_end = limit
-    while (line_end := text.rfind("\n", start + 1, line_end)) > start:
-        if line_end + 1 > start and _SAFE_CUT.match(text, line_end + 1):
-            return line_end + 1
+    """The last safe cut in (start, limit]: after a line, else before a word, else `limit`."""
+    place = limit
+    while (place := text.rfind("\n", start + 1, place)) > start:
+        if _AFTER_LINE.match(text, place + 1):
+            return place + 1
+    place = limit + 1
+    while (place := text.rfind(" ", start + 1, place)) > start:
+        if _BEFORE_WORD.match(text, place):
+            return place
     return limit

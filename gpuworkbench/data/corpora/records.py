@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from gpuworkbench.data.corpora.documents import CHUNK_CHARS, Document, Mark, chunked
+from gpuworkbench.data.corpora.documents import Document, Mark, chunked
 
 LossOn = Literal["auto", "all", "answers"]
 
@@ -122,11 +122,6 @@ def document_of(group: str, record: Any, layout: Layout, loss_on: LossOn) -> Doc
     for text, is_answer in layout.turns(record):
         scored = is_answer or loss_on == "all"
         n_bytes += len(text) if text.isascii() else len(text.encode())
-        if len(text) > CHUNK_CHARS:
-            pieces = list(chunked(text))
-            chunks += pieces
-            marks += [_MARKS[scored, False]] * (len(pieces) - 1)
-        else:
-            chunks.append(text)
+        chunks.append(text)  # whole: cleaning must see it so
         marks.append(_MARKS[scored, is_answer])
     return Document(group, n_bytes, chunks, marks)

@@ -135,7 +135,11 @@ class _Sieve:
         if document.marks is None and isinstance(document.chunks, tuple) and len(document.chunks) == 1:
             return self._sift_short(document, document.chunks[0])
         measure, n_changed = _Measure(is_hashed=self._seen is not None), self._cleaner.n_changed
-        chunks = measure.watching(self._cleaned(document), document.marks or ())
+        if document.marks is None:
+            document = document._replace(chunks=self._cleaner.chunks(document.chunks))
+        else:
+            document = _in_chunks(document._replace(chunks=map(self._cleaner.text, document.chunks)))
+        chunks = measure.watching(iter(document.chunks), document.marks or ())
         held = _Held(self._scratch)
         is_whole = self._seen is not None or self._exact_sizes or document.marks is not None
         while is_whole or measure.n_chars < max(self._min_chars, 1):
@@ -175,11 +179,6 @@ class _Sieve:
             dropped=dict(sorted(self._dropped.items())),
         )
 
-    def _cleaned(self, document: Document) -> Iterator[str]:
-        if document.marks is None:
-            return self._cleaner.chunks(document.chunks)
-        return map(self._cleaner.text, document.chunks)  # one a mark, empty ones too
-
     def _reason(self, n_bytes: int, n_chars: int, digest: Callable[[], bytes]) -> str | None:
         """Why a document is dropped, None if it is kept (and remembered)."""
         if not n_bytes:
@@ -209,6 +208,18 @@ class _Sieve:
             self._changed += self._cleaner.n_changed > n_changed
             held.close()
             self._passing = None
+
+
+def _in_chunks(document: Document) -> Document:
+    """A document with marks, its long chunks cut; only the last part of each is followed by an end of text."""
+    chunks: list[str] = []
+    marks: list[Mark] = []
+    for text, mark in zip(document.chunks, document.marks or (), strict=True):
+        parts = [text] if len(text) <= CHUNK_CHARS else list(chunked(text))
+        chunks += parts
+        marks += [mark._replace(ends=False)] * (len(parts) - 1)
+        marks.append(mark)
+    return document._replace(chunks=chunks, marks=tuple(marks))
 
 
 class _Passing(NamedTuple):

@@ -79,13 +79,14 @@ def _about_the_tokenizer() -> Iterator[None]:
 
 def open_hub_tokenizer(name: str, on_progress: OnProgress | None, eot_token: str | None) -> Tokenizer:
     """The tokenizer of `hf:OWNER/NAME`, of that name: its folder in the cache is named by a hash. Raises DataError."""
-    return open_tokenizer(hub_folder(name, on_progress), eot_token, name.removeprefix(HUB_PREFIX))
+    return open_tokenizer(hub_folder(name, on_progress, eot_token), eot_token, name.removeprefix(HUB_PREFIX))
 
 
-def hub_folder(name: str, on_progress: OnProgress | None = None) -> Path:
+def hub_folder(name: str, on_progress: OnProgress | None = None, eot_token: str | None = None) -> Path:
     """The folder, in the hub's cache, of the tokenizer of `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`.
 
-    What is cached is used without a network. Raises DataError, DoesNotFitError as `hub.fetch`.
+    What is cached is used without a network, where it says which token ends a text or `eot_token` does: a download
+    that was killed leaves some of the files. Raises DataError, DoesNotFitError as `hub.fetch`.
     """
     match = _HUB_NAME.fullmatch(name)
     if match is None:
@@ -94,10 +95,16 @@ def hub_folder(name: str, on_progress: OnProgress | None = None) -> Path:
         )
     repo_id, revision = match["repo"], match["revision"] or "main"
     cached = cached_files(repo_id, FILE_NAME, revision=revision)
-    if cached and any((cached[0].parent / each).is_file() for each in _EOT_FILES):
+    if cached and (eot_token is not None or next(_said(cached[0].parent), None) is not None):
         return cached[0].parent
     wanted = [Wanted(FILE_NAME), *(Wanted(each, required=False) for each in _EOT_FILES)]
-    return fetch(repo_id, wanted, "model", on_progress, revision=revision, instead=f"use {OFFLINE_FLAGS}")[0].parent
+    try:
+        paths = fetch(repo_id, wanted, "model", on_progress, revision=revision, instead=f"use {OFFLINE_FLAGS}")
+    except DataError:
+        if not cached:
+            raise
+        return cached[0].parent  # perhaps all there is: it is then refused for what it does not say
+    return paths[0].parent
 
 
 def _file_of(path: Path) -> Path:
