@@ -39,7 +39,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, with the nearest name where a command is unknown."""
-        if unknown := re.search(r"invalid choice: (?P<word>.+) \(choose from", message):
+        unknown = re.search(r"invalid choice: (?P<word>.+) \(choose from", message)
+        if unknown and not message.startswith("argument -"):  # a flag's choices are named in argparse's own words
             close = registry.nearest(unknown["word"].strip("'\""), DATA_COMMANDS if "ACTION" in message else COMMANDS)
             hint = f"did you mean {close!r}?" if close else f"`{self.prog} --help` lists them"
             raise UsageError(f"there is no command {unknown['word'][:80]}", hint)

@@ -14,6 +14,7 @@ from gpuworkbench import registry
 
 MAX_RATE = 1e6
 MAX_RATES = 64
+MAX_SEEDS = 64
 
 
 class Bench(NamedTuple):
@@ -54,7 +55,7 @@ def add_lr(parser: argparse.ArgumentParser) -> None:
     rates.add_argument("--min", dest="lr_min", type=_rate, metavar="LR", help="the lowest of a geometric grid")
     rates.add_argument("--max", dest="lr_max", type=_rate, metavar="LR", help="the highest of it")
     rates.add_argument("--points", type=_count, metavar="N", help="how many rates from --min to --max (7)")
-    rates.add_argument("--seeds", type=_count, default=1, metavar="N", help="trials of each rate (1)")
+    rates.add_argument("--seeds", type=_seeds, default=1, metavar="N", help="trials of each rate (1)")
     result = parser.add_argument_group("the result")
     result.add_argument("--save-preset", metavar="NAME", help="write the preset with the best rate to your own presets")
     result.add_argument("--force", dest="bench_force", action="store_true", help="with --save-preset: replace NAME")
@@ -80,6 +81,13 @@ def _rate(text: str) -> float:
         value = math.nan
     if not 0 < value <= MAX_RATE:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a learning rate: a number above 0")
+    return value
+
+
+def _seeds(text: str) -> int:
+    value = _count(text)
+    if value > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"{value} seeds are more than {MAX_SEEDS}")
     return value
 
 

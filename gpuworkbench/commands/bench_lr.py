@@ -107,6 +107,11 @@ def prepare(arguments: argparse.Namespace) -> Search:
     steps = arguments.bench_steps or min(full_steps, DEFAULT_STEPS)
     config = trial_config(prepared.config, steps, {override.key for override in sets})
     check_eval_tokens(config, prepared.data.n_val_tokens)
+    if arguments.seeds > 1 and config.train.init_from and not config.model.dropout:
+        raise UsageError(
+            f"--seeds {arguments.seeds}: from published weights without dropout every seed is the same training",
+            "leave --seeds out, or --set model.dropout=0.1",
+        )
     grid = arguments.lrs
     if arguments.lr_min is not None:
         grid = geometric_grid(arguments.lr_min, arguments.lr_max, arguments.points or DEFAULT_GRID_POINTS)
@@ -138,7 +143,9 @@ def trial_config(config: RunConfig, steps: int, chosen: set[str]) -> RunConfig:
     schedule = config.schedule
     for key in schedule.__struct_fields__:
         if key.endswith(("_steps", "_tokens")) and f"schedule.{key}" not in chosen:
-            schedule = replace(schedule, **{key: round(getattr(schedule, key) * steps / full_steps)})
+            length = getattr(schedule, key)
+            least = int(length > 0 and key.endswith("_tokens"))  # 0 tokens would switch a curriculum off by half
+            schedule = replace(schedule, **{key: max(round(length * steps / full_steps), least)})
     changed = replace(
         config,
         train=replace(config.train, max_steps=steps, max_epochs=None),

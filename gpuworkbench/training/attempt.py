@@ -22,7 +22,7 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
-from gpuworkbench.training.loop import save_checkpoint, train
+from gpuworkbench.training.loop import leave_begun_windows, save_checkpoint, train
 from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
@@ -100,6 +100,8 @@ def open_run(
         if restored.step is None:
             refuse_lost_checkpoints(paths)
             begin_with_pretrained(run)
+        else:
+            leave_begun_windows(run)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

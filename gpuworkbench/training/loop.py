@@ -84,8 +84,18 @@ def count_step(run: TrainingRun) -> Stage:
     place = run.curriculum.place(progress.tokens_seen)
     progress.step += 1
     progress.sequences_seen += place.stage.sequences if place.ends_group else 0
+    progress.begun_windows = 0 if place.ends_group else place.stage.sequences
+    progress.begun_tokens = 0 if place.ends_group else (place.part + 1) * place.stage.seq_len
     progress.tokens_seen += place.stage.tokens_per_step
     return place.stage
+
+
+def leave_begun_windows(run: TrainingRun) -> None:
+    """A fork may go on with other sizes in the midst of a group of windows: pass over them, parts of them were read."""
+    progress, place = run.progress, run.curriculum.place(run.progress.tokens_seen)
+    if (place.begun_windows, place.part * place.stage.seq_len) != (progress.begun_windows, progress.begun_tokens):
+        progress.skipped_sequences += progress.begun_windows
+        progress.begun_windows = progress.begun_tokens = 0
 
 
 def announce_stage(run: TrainingRun) -> None:

@@ -146,7 +146,8 @@ class ScalerState:
 @dataclass
 class Progress:
     """The counters of a run. `sequences_seen`, in windows of train.seq_len tokens that have been read to their end, is
-    the data cursor: order is a pure function of it, and the size of steps and parts one of `tokens_seen`."""
+    the data cursor: order is a pure function of it, and the size of steps and parts one of `tokens_seen`. Of the next
+    `begun_windows` windows `begun_tokens` tokens each have been read: 0 but in the midst of a curriculum's group."""
 
     step: int = 0
     sequences_seen: int = 0
@@ -159,6 +160,8 @@ class Progress:
     last_sample_step: int = 0
     rollbacks: int = 0
     skipped_sequences: int = 0
+    begun_windows: int = 0
+    begun_tokens: int = 0
 
     version = 1
 
@@ -168,11 +171,15 @@ class Progress:
 
     def load(self, part: Part) -> None:
         """Restore every counter. Raises CheckpointError for what is no count."""
-        check_names("counters", self.__dataclass_fields__, part.values)
-        for name, value in part.values.items():
+        values = {**_LATER_COUNTERS, **part.values}
+        check_names("counters", self.__dataclass_fields__, values)
+        for name, value in values.items():
             if not _is_counter(name, value):
                 raise CheckpointError(f"counter {name} is {value!r}")
             setattr(self, name, value)
+
+
+_LATER_COUNTERS = {"begun_windows": 0, "begun_tokens": 0}  # not in the oldest checkpoints
 
 
 def _is_counter(name: str, value: Any) -> bool:

@@ -24,8 +24,8 @@ from gpuworkbench.events.schema import Event, Step
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.attempt import begin_with_pretrained
 from gpuworkbench.training.loop import run_validation, train_one_step
-from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun, build_run
 
@@ -58,14 +58,16 @@ class LossTap(EventWriter):
 
 @contextmanager
 def scratch_run(config: RunConfig, data: PreparedData) -> Iterator[tuple[TrainingRun, list[float | None]]]:
-    """A run before its first step, and the list that its losses go to; nothing of it stays."""
+    """A run before its first step, and the list that its losses go to; nothing of it stays.
+
+    Raises ConfigError where the weights that it starts from are not what they were.
+    """
     with tempfile.TemporaryDirectory(prefix="gpuworkbench-trial-") as folder:
         paths = RunPaths(Path(folder))
         events = LossTap(paths.events)
         try:
             run = build_run(paths, config, data, events, HeartbeatWriter(paths.heartbeat))
-            if config.train.init_from:
-                run.pretrained = load_pretrained(run.model, config)
+            begin_with_pretrained(run)
             run.model.train()
             run.telemetry.start_window()
             yield run, events.losses

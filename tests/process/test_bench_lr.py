@@ -12,12 +12,15 @@ import pytest
 
 from gpuworkbench.cli import main
 from gpuworkbench.commands import bench_lr
-from gpuworkbench.commands.bench_lr import Search
+from gpuworkbench.commands.bench_lr import Search, trial_config
+from gpuworkbench.config.loader import build
+from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.launch.create import LaunchRequest, create
 from gpuworkbench.plan.lr_search import Trial
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.training.__main__ import _attempt
 from gpuworkbench.training.controls import Signals
+from tests.fixtures.hf_folders import save_gpt2
 from tests.fixtures.local_run import torch_settings
 from tests.fixtures.tiny_run import Workspace, wait_until
 
@@ -148,6 +151,7 @@ REFUSED = {
     "nan": (["--lrs", "nan"], "'nan' is not a learning rate"),
     "infinite": (["--max", "inf"], "'inf' is not a learning rate"),
     "too many": (["--lrs", ",".join(str(i) for i in range(1, 99))], "98 rates are more than 64"),
+    "too many seeds": (["--seeds", "65"], "65 seeds are more than 64"),
     "no steps": (["--steps", "0"], "'0' is not a whole number from 1 on"),
     "the rate": (["--set", "optimizer.lr=1"], "--set optimizer.lr is what a search decides; use --lrs"),
     "the steps": (["--set", "train.max_steps=1"], "is what a search decides; use --steps"),
@@ -176,3 +180,24 @@ def test_refusals_are_one_line_and_leave_nothing(
     assert len(said) == 1
     assert words in said[0]
     assert not os.path.lexists(out)
+
+
+def test_a_curriculum_shorter_than_the_trials_first_token_stays_one(workspace: Workspace) -> None:
+    """9 tokens of 40 steps are less than half a token of a trial of one step."""
+    keys = "[schedule]\nseq_len_start = 8\nseq_len_warmup_tokens = 9"
+    text = workspace.preset.read_text().replace("[schedule]", keys)
+    config = build(parse_toml(text.encode(), "a preset"), "a preset")
+    trial = trial_config(config, 1, set())
+    assert (trial.schedule.seq_len_start, trial.schedule.seq_len_warmup_tokens) == (8, 1)
+
+
+@pytest.mark.usefixtures("here")
+def test_seeds_that_would_all_be_the_same_training_are_refused(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published weights are no seed's: only dropout, where there is any, is drawn from it."""
+    folder, out = save_gpt2(tmp_path / "published"), tmp_path / "out"
+    command = arguments(workspace, out, "--set", f"train.init_from={folder}", "--steps", "1", "--lrs", "1e-3")
+    assert main([*command, "--seeds", "2", "--set", "model.dropout=0.0"]) == 2
+    assert "every seed is the same training" in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from gpuworkbench.config.loader import Override
 from gpuworkbench.events.codec import decode_lines
 from gpuworkbench.events.schema import CurriculumStage
+from gpuworkbench.launch.fork import fork
 from gpuworkbench.launch.resume import run_config
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.state.lines import notable_lines
@@ -201,6 +203,40 @@ def test_a_rollback_within_a_group_of_windows_reads_nothing_twice(
     targets = [start + i for start, seq_len, _ in read for i in range(seq_len)]
     assert len(targets) > 20 * 8 * 8
     assert len(set(targets)) == len(targets)
+
+
+FORKS = {
+    "to full size": ({"schedule.seq_len_start": 0, "schedule.seq_len_warmup_tokens": 0}, 8),
+    "to other lengths": ({"schedule.seq_len_start": 16}, 8),
+    "to other batches": (BATCH, 8),
+    "to other micro-batches of as many": ({"train.micro_batch_size": 2, "train.grad_accum_steps": 4}, 0),
+}
+
+
+@pytest.mark.parametrize("case", FORKS)
+def test_a_fork_reads_nothing_that_its_parent_has_read(
+    local: LocalRuns, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The parent ends after one of the four parts that its second group of windows is read in."""
+    changes, skipped = FORKS[case]
+    read: list[int] = []
+    at = TrainBatches.at
+
+    def noted(self: TrainBatches, position: int, place: Any) -> Any:
+        starts = self.order.starts_at(position, place.stage.micro_batch_size) + place.part * place.stage.seq_len
+        read.extend(int(start) + i for start in starts for i in range(place.stage.seq_len))
+        return at(self, position, place)
+
+    monkeypatch.setattr(TrainBatches, "at", noted)
+    name = case.replace(" ", "-")
+    parent = local.trained(f"parent-{name}", {**SEQ_LEN, "train.max_steps": 5})
+    sets = tuple(Override(key, value, "--set") for key, value in {**changes, "train.max_steps": 16}.items())
+    child = fork(parent, local.workspace.runs, sets=sets, run_id=f"child-{name}", environ={})
+    run = local.open(child)
+    assert run.progress.skipped_sequences == skipped
+    assert finish(run).status == "completed"
+    run.events.close()
+    assert len(set(read)) == len(read)
 
 
 def test_every_shape_of_a_curriculum_is_compiled() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 from gpuworkbench.data import PreparedData, load_same_tokens
-from gpuworkbench.errors import ExitCode
+from gpuworkbench.errors import ConfigError, ExitCode
 from gpuworkbench.plan.lr_search import SearchPlan, has_diverged, range_test_lrs
 from gpuworkbench.plan.lr_search_files import open_search
 from gpuworkbench.runs.paths import RunPaths
@@ -20,6 +20,7 @@ from gpuworkbench.tools import bench_lr
 from gpuworkbench.training import trial as trial_module
 from gpuworkbench.training.attempt import load_run_config
 from gpuworkbench.training.trial import range_trial, train_trial, with_rate
+from tests.fixtures.hf_folders import change_tensors, save_gpt2
 from tests.fixtures.local_run import LocalRuns
 
 STEPS = 12
@@ -43,6 +44,22 @@ def test_a_trials_losses_are_a_runs_bit_for_bit(local: LocalRuns, optimizer: str
         assert result.losses == list(local.losses(run).values())
         assert result.val_loss == local.events(run, "eval")[-1]["loss"]
         assert result.diverged == ""
+
+
+def test_a_trial_starts_from_the_weights_that_a_run_starts_from(local: LocalRuns, tmp_path: Path) -> None:
+    """Published weights are in no seed: memory that nobody filled would be trained instead."""
+    folder = save_gpt2(tmp_path / "published")
+    sets = {"train.init_from": str(folder), "optimizer.lr": 1e-3, "train.seed": 3}
+    run = local.trained("run-pretrained", {**SETS, **sets})
+    _, config, data = base(local, "trial-pretrained", **sets)
+    result = train_trial(config, data)
+    assert result.losses == list(local.losses(run).values())
+    assert result.val_loss == local.events(run, "eval")[-1]["loss"]
+    flat = range_trial(config, data, [1e-3, 2e-3], has_diverged)
+    assert flat.losses[0] == result.losses[0]
+    change_tensors(folder, lambda tensors: {name: tensor + 1e-3 for name, tensor in tensors.items()})
+    with pytest.raises(ConfigError, match="changed since"):
+        train_trial(config, data)
 
 
 def test_nothing_of_a_trial_stays(local: LocalRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

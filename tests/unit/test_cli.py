@@ -47,6 +47,7 @@ class TestUsage:
         ("arguments", "words"),
         [
             ([], "the app needs a terminal; add --headless, or --detach to start a run and return"),
+            (["export", "RUN", "--to", "x", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
             (["presest"], "there is no command 'presest'; did you mean 'presets'?"),
             (["zebra"], "there is no command 'zebra'; `gpuworkbench --help` lists them"),
             ([""], "there is no command ''"),
