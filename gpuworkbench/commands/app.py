@@ -16,10 +16,11 @@ from gpuworkbench.runs.paths import runs_dir
 
 def open_app(arguments: argparse.Namespace, started: TrainerProcess | None = None) -> int:
     """Run the app, on the run that was just started if there is one; returns the exit code."""
+    from gpuworkbench.config.user_settings import SettingsStore, user_settings_path
     from gpuworkbench.tui.app import run_app
     from gpuworkbench.tui.services import Services
 
-    services = Services(runs_dir=runs_dir(arguments.runs_dir))
+    services = Services(runs_dir=runs_dir(arguments.runs_dir), settings=SettingsStore(user_settings_path()))
     if started is None:
         return run_app(services)
     services.trainers.add(started)

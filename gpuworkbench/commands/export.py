@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from gpuworkbench.commands.output import print_json, tell
-from gpuworkbench.commands.sample import is_utf8
 from gpuworkbench.errors import ExitCode, UsageError
+from gpuworkbench.launch.sampler import is_utf8
 from gpuworkbench.launch.spawn import torch_command, trainer_environment
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import resolve_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from gpuworkbench.commands.output import print_json, say
 from gpuworkbench.data.corpora.records import chat_prompt
 from gpuworkbench.errors import ExitCode, UsageError
-from gpuworkbench.launch.spawn import torch_command, trainer_environment
+from gpuworkbench.launch.sampler import is_utf8, sample_request, start_sampler
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import resolve_run
 from gpuworkbench.text import safe_text
@@ -21,17 +20,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the prompt and its continuation as it is written; with --json one object at the end."""
     prompt = prompt_of(arguments)
     paths = resolve_run(runs_dir(arguments.runs_dir), arguments.run)
-    request = {
-        "run": str(paths.root),
-        "prompt": prompt,
-        "tokens": arguments.tokens,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "seed": arguments.seed,
-        "checkpoint": arguments.checkpoint,
-        "begins_text": arguments.chat is not None,
-        "ignore_eot": arguments.ignore_eot,
-    }
+    request = sample_request(
+        str(paths.root),
+        prompt,
+        tokens=arguments.tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        checkpoint=arguments.checkpoint,
+        begins_text=arguments.chat is not None,
+        ignore_eot=arguments.ignore_eot,
+    )
     process = start_sampler(request)
     assert process.stdout is not None
     head: dict[str, object] = {}
@@ -80,32 +79,8 @@ def prompt_of(arguments: argparse.Namespace) -> str | None:
     return chat_prompt(arguments.chat, arguments.system or "")
 
 
-def start_sampler(request: dict[str, object]) -> subprocess.Popen[bytes]:
-    """The subprocess, in a session of its own so that Ctrl-C reaches only us. Raises UsageError."""
-    try:
-        command = torch_command("gpuworkbench.tools.sample", msgspec.json.encode(request).decode())
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env=trainer_environment(),
-        )
-    except OSError as error:
-        raise UsageError(f"the sampler cannot be started: {error.strerror or error}", "shorten the prompt") from None
-
-
 def show(text: str, as_json: bool) -> None:
     """Write a piece of text to the terminal, its control characters as glyphs."""
     if not as_json:
         sys.stdout.write(safe_text(text, multiline=True))
         sys.stdout.flush()
-
-
-def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold the text; arguments of other bytes hold lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,11 @@ from gpuworkbench.text import wrap_text
 
 CHECK_TIMEOUT_S = 5.0  # a hung driver or a dead network mount must not hang the doctor
 CACHE_VARIABLE = "GPUWORKBENCH_CACHE_DIR"
+# What is looked at, in the order it is shown.
+PLACES = (
+    *("Python", "platform", "packages", "torch", "driver", "cards", "CPU"),
+    *("runs disk", "cache disk", "caches", "terminal"),
+)
 T = TypeVar("T")
 _GLYPHS: dict[Status, str] = {"ok": "ok  ", "warn": "warn", "fail": "FAIL", "n/a": "n/a "}
 _COLORS: dict[Status, str] = {"ok": "32", "warn": "33", "fail": "31", "n/a": "2"}
@@ -31,28 +36,31 @@ def run_checks(
 ) -> list[Check]:
     """Every check, in the order they are shown. Torch is asked in a subprocess while the others run. Never raises."""
     probe = TorchProbe(torch_command)
+    found = dict(stream_checks(runs_dir, cache_dir, probe, torch_timeout_s))
+    return [check for place in PLACES for check in found[place]]
+
+
+def stream_checks(
+    runs_dir: Path, cache_dir: Path | None, probe: TorchProbe, torch_timeout_s: float = TIMEOUT_S
+) -> Iterator[tuple[str, list[Check]]]:
+    """The checks as they come: for each of PLACES, in any order, what is to be shown there. Never raises."""
     cache = cache_dir or default_cache_dir()
+    yield "Python", _checked("Python", single.check_python)
+    yield "platform", _checked("platform", single.check_platform)
+    yield "packages", _checked("packages", single.check_packages)
     cards = within(CHECK_TIMEOUT_S, probe_cards)
     known = cards or []
-    before = [
-        *_checked("Python", single.check_python),
-        *_checked("platform", single.check_platform),
-        *_checked("packages", single.check_packages),
-    ]
     if cards is None:
-        driver = [_hung("driver", "restart the machine, or look at the driver's messages in dmesg")]
+        yield "driver", [_hung("driver", "restart the machine, or look at the driver's messages in dmesg")]
     else:
-        driver = _checked("driver", lambda: single.check_driver(known))
-    after = [
-        *driver,
-        *map(single.check_card, known),
-        *_checked("CPU", single.check_host),
-        *_checked("runs disk", lambda: single.check_disk("runs disk", runs_dir, "--runs-dir DIR")),
-        *_checked("cache disk", lambda: single.check_disk("cache disk", cache, CACHE_VARIABLE)),
-        *_checked("caches", lambda: single.check_caches(cache)),
-        *_checked("terminal", single.check_terminal),
-    ]
-    return [*before, *single.check_torch(probe.result(torch_timeout_s), known), *after]
+        yield "driver", _checked("driver", lambda: single.check_driver(known))
+    yield "cards", [single.check_card(card) for card in known]
+    yield "CPU", _checked("CPU", single.check_host)
+    yield "runs disk", _checked("runs disk", lambda: single.check_disk("runs disk", runs_dir, "--runs-dir DIR"))
+    yield "cache disk", _checked("cache disk", lambda: single.check_disk("cache disk", cache, CACHE_VARIABLE))
+    yield "caches", _checked("caches", lambda: single.check_caches(cache))
+    yield "terminal", _checked("terminal", single.check_terminal)
+    yield "torch", single.check_torch(probe.result(torch_timeout_s), known)
 
 
 def render(checks: Sequence[Check], color: bool, columns: int | None = None) -> str:
@@ -71,7 +79,7 @@ def render(checks: Sequence[Check], color: bool, columns: int | None = None) -> 
             first, *rest = wrap_text(check.advice, room - 3) if room else [check.advice]
             lines.append(f"{indent}-> {first}")
             lines += [f"{indent}   {line}" for line in rest]
-    lines.append(_summary(checks))
+    lines.append(summary(checks))
     return "\n".join(lines)
 
 
@@ -108,7 +116,8 @@ def _hung(name: str, advice: str) -> Check:
     return Check(name=name, status="fail", detail=f"no answer within {CHECK_TIMEOUT_S:.0f} s", advice=advice)
 
 
-def _summary(checks: Sequence[Check]) -> str:
+def summary(checks: Sequence[Check]) -> str:
+    """How it stands, in one line."""
     counts = {status: sum(check.status == status for check in checks) for status in ("fail", "warn")}
     if counts["fail"]:
         return f"{counts['fail']} of {len(checks)} checks failed; what to do stands below each"

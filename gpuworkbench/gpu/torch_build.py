@@ -56,6 +56,21 @@ class TorchProbe:
         except OSError as error:
             self._problem = f"Python cannot be started: {error.strerror}"
 
+    def kill(self) -> None:
+        """End the subprocess where nobody waits for it any more; `result` then returns."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the subprocess and let go of its pipes; not while another thread is in `result`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
     def result(self, timeout_s: float = TIMEOUT_S) -> TorchBuild | str:
         """The build, or in one line why it could not be asked. The subprocess is gone afterwards."""
         process = self._process

@@ -50,7 +50,7 @@ class RunInfo(Struct, frozen=True, kw_only=True):
 
 def list_runs(runs_dir: Path, now: float | None = None) -> list[RunInfo]:
     """Every run of a directory, newest first; a missing directory has none. Never raises OSError."""
-    roots = sorted(((_created(path), path.name, path) for path in _run_roots(runs_dir)), reverse=True)
+    roots = sorted(((_created(path), path.name, path) for path in run_roots(runs_dir)), reverse=True)
     return [run_info(RunPaths(path), now, created) for created, _, path in roots[:MAX_LISTED_RUNS]]
 
 
@@ -92,7 +92,7 @@ def forked_from(paths: RunPaths) -> str:
 
 def forks(runs_dir: Path) -> dict[str, str]:
     """Every run of a directory with what it was forked from."""
-    return {root.name: forked_from(RunPaths(root)) for root in _run_roots(runs_dir)[:MAX_LISTED_RUNS]}
+    return {root.name: forked_from(RunPaths(root)) for root in run_roots(runs_dir)[:MAX_LISTED_RUNS]}
 
 
 def resolve_run(runs_dir: Path, text: str) -> RunPaths:
@@ -105,7 +105,7 @@ def resolve_run(runs_dir: Path, text: str) -> RunPaths:
         raise RunError(f"{shown!r} does not name a run", "give a run id, a unique prefix of one, or a path")
     if "/" in text or text in (".", "..") or text.startswith("~"):
         return _by_path(Path(text), shown)
-    ids = [path.name for path in _run_roots(runs_dir)]
+    ids = [path.name for path in run_roots(runs_dir)]
     if text in ids:
         return RunPaths(runs_dir / text)
     matches = sorted((run_id for run_id in ids if run_id.startswith(text)), reverse=True)
@@ -137,7 +137,8 @@ def _by_path(path: Path, shown: str) -> RunPaths:
     return RunPaths(root)
 
 
-def _run_roots(runs_dir: Path) -> list[Path]:
+def run_roots(runs_dir: Path) -> list[Path]:
+    """The directories of all runs, in no order; a missing directory has none. Never raises OSError."""
     try:
         with os.scandir(runs_dir) as scan:
             names = [entry.name for entry in scan if not entry.name.startswith(".")]

@@ -1,16 +1,19 @@
 """`python -m gpuworkbench.tools.sample`: write text with a checkpoint, one JSON object a line as it is written.
 
-Lines: {"prompt": ...} first, then {"text": ...} pieces, last {"done": {"tokens": N, "finish_reason": "stop" or
-"length"}}. The caller renders them; this process may be ended at any time.
+Lines: {"prompt": ...} first, then {"text": ..., "tokens": N} pieces, last {"done": {"tokens": N, "duration_s": S,
+"finish_reason": "stop" or "length"}}. The caller renders them; this process may be ended at any time. While the run
+trains it writes on the CPU: the card's memory was measured out for the trainer.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
@@ -18,15 +21,18 @@ from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.data.tokenization.same_tokenizer import load_own_tokenizer
 from gpuworkbench.data.tokenization.text_stream import TextStream
 from gpuworkbench.data.tokenization.tokenizer import Tokenizer, end_of_text
-from gpuworkbench.errors import CheckpointError, ExitCode, RunError, WorkbenchError
+from gpuworkbench.errors import CheckpointError, DoesNotFitError, ExitCode, RunError, WorkbenchError
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.generate import generate
 from gpuworkbench.runs.create import newest_run_file
+from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint_files import load_model_tensors
 from gpuworkbench.training.state import ModelState, Part
+
+_TRIES = 20  # listings, each made because a checkpoint went away while it was read
 
 
 class SampleRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,16 +59,22 @@ def main(argument: str) -> int:
         paths = RunPaths(Path(request.run))
         config = load_config(paths)
         tokenizer = load_own_tokenizer(config.data, paths.tokenizer)
-        reference = choose_checkpoint(paths, request.checkpoint)
-        model = load_model(config, reference)
+        step, model = open_model(paths, config, request.checkpoint)
         prompt = config.sample.prompt if request.prompt is None else request.prompt
         prompt_ids = encode_prompt(tokenizer, prompt, begins_text=request.begins_text)
     except WorkbenchError as error:
         print(f"gpuworkbench: {error.line()}", file=sys.stderr)
         return error.exit_code
-    emit({"prompt": prompt, "step": reference.step})
-    n_tokens = write_text(model, tokenizer, prompt_ids, request)
-    emit({"done": {"tokens": n_tokens, "finish_reason": "length" if n_tokens == request.tokens else "stop"}})
+    emit({"prompt": prompt, "step": step})
+    started_s = time.monotonic()
+    try:
+        n_tokens = write_text(model, tokenizer, prompt_ids, request)
+    except torch.OutOfMemoryError:
+        print("gpuworkbench: the card's memory is full; end what else uses it, or shorten the prompt", file=sys.stderr)
+        return ExitCode.FAILED
+    duration_s = round(time.monotonic() - started_s, 4)
+    reason = "length" if n_tokens == request.tokens else "stop"
+    emit({"done": {"tokens": n_tokens, "duration_s": duration_s, "finish_reason": reason}})
     return ExitCode.OK
 
 
@@ -88,16 +100,33 @@ def choose_checkpoint(paths: RunPaths, step: int | None) -> CheckpointRef:
         try:
             verify_checkpoint(reference.path)
         except CheckpointError as error:
-            print(error.line(), file=sys.stderr)
+            print(f"gpuworkbench: {error.line()}", file=sys.stderr)
             continue
         return reference
     raise CheckpointError(f"{paths.root.name}: no checkpoint is intact", "resume the run from an earlier copy")
 
 
-def load_model(config: RunConfig, reference: CheckpointRef) -> LanguageModel:
+def open_model(paths: RunPaths, config: RunConfig, step: int | None) -> tuple[int, LanguageModel]:
+    """The step of the checkpoint that was asked for, and its model. Raises RunError, CheckpointError, DoesNotFitError.
+
+    A run that trains on retires checkpoints; one that goes while it is read is looked for again.
+    """
+    for _ in range(_TRIES):
+        reference = choose_checkpoint(paths, step)
+        try:
+            return reference.step, load_model(config, reference, on_cpu=probe_lock(paths.lock) is not None)
+        except torch.OutOfMemoryError:
+            raise DoesNotFitError("the card's memory is full", "end what else uses it") from None
+        except (WorkbenchError, OSError, SafetensorError):
+            if reference.path.exists():
+                raise
+    raise CheckpointError(f"{paths.root.name}: its checkpoints go faster than they can be read", "pause the run first")
+
+
+def load_model(config: RunConfig, reference: CheckpointRef, *, on_cpu: bool = False) -> LanguageModel:
     """The model with the checkpoint's weights, on the CPU or the first CUDA device, in evaluation mode."""
-    device = torch.device("cuda" if torch.cuda.is_available() and config.device.kind == "cuda" else "cpu")
-    model = build_model(config.model, seed=0).to(device)
+    is_cuda = config.device.kind == "cuda" and not on_cpu and torch.cuda.is_available()
+    model = build_model(config.model, seed=0).to(torch.device("cuda" if is_cuda else "cpu"))
     ModelState(model).load(Part(tensors=load_model_tensors(reference.path)))
     return model.eval()
 
@@ -125,15 +154,15 @@ def write_text(model: LanguageModel, tokenizer: Tokenizer, prompt_ids: list[int]
     n_tokens = 0
     for token in tokens:
         n_tokens += 1
-        emit_text(stream.push(token))
-    emit_text(stream.flush())
+        emit_text(stream.push(token), n_tokens)
+    emit_text(stream.flush(), n_tokens)
     return n_tokens
 
 
-def emit_text(piece: str) -> None:
-    """A piece of text, where there is any: half a character is not."""
+def emit_text(piece: str, n_tokens: int) -> None:
+    """A piece of text, where there is any: half a character is not. `n_tokens` are written so far."""
     if piece:
-        emit({"text": piece})
+        emit({"text": piece, "tokens": n_tokens})
 
 
 def emit(value: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import ClassVar
 
 from textual import on
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -23,6 +23,7 @@ from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui.base_app import BaseApp
 from gpuworkbench.tui.form.draft import Draft
 from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.launching import (
@@ -44,14 +45,13 @@ from gpuworkbench.tui.screens.launch import LaunchScreen
 from gpuworkbench.tui.screens.live import Live
 from gpuworkbench.tui.screens.runs import Runs
 from gpuworkbench.tui.services import Services
-from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
 from gpuworkbench.tui.widgets.job_bar import JobBar
 
 
-class WorkbenchApp(App[int]):
+class WorkbenchApp(BaseApp):
     """Home at the bottom of the stack, a live run above it."""
 
-    CSS_PATH: ClassVar[list[str | PurePath]] = ["app.tcss", "runs.tcss", "launch.tcss"]
+    CSS_PATH: ClassVar[list[str | PurePath]] = ["app.tcss", "runs.tcss", "launch.tcss", "further.tcss"]
     TITLE = "gpuworkbench"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("question_mark", "help", "Help", key_display="?", id="app.help", tooltip="The keys of this screen"),
@@ -60,16 +60,12 @@ class WorkbenchApp(App[int]):
     ]
 
     def __init__(self, services: Services, open_first: RunPaths | None = None) -> None:
-        super().__init__()
-        self.services = services
+        super().__init__(services)
         self._open_first = open_first
         self._launching = ""
         self._again: Callable[[str], None] | None = None  # the last launch, in the queue or sharing the card
         self._drafts: dict[Path, Draft] = {}
         self._drafts_of_runs: dict[RunPaths, Draft] = {}
-        for theme in THEMES:
-            self.register_theme(theme)
-        self.theme = DEFAULT_THEME
 
     def on_mount(self) -> None:
         """Home, and the run that the command line named."""

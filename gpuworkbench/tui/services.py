@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpuworkbench.config.user_settings import SettingsStore
 from gpuworkbench.gpu.nvml import Sampler
 from gpuworkbench.launch.spawn import TrainerProcess
 from gpuworkbench.runs.lock import probe_lock
@@ -29,6 +30,10 @@ class Trainers:
         """The runs started here that still have a trainer."""
         self.reap()
         return [trainer.paths for trainer in self._started.values()]
+
+    def known(self) -> list[RunPaths]:
+        """The runs started here, as far as they were not reaped. For any thread."""
+        return [trainer.paths for trainer in list(self._started.values())]
 
     def reap(self) -> None:
         """Collect the ended ones, so that none stays a zombie."""
@@ -77,3 +82,4 @@ class Services:
     make_sampler: Callable[[], Sampler] = Sampler
     trainers: Trainers = field(default_factory=Trainers)
     marks: Marks = field(default_factory=Marks)
+    settings: SettingsStore = field(default_factory=SettingsStore)

@@ -1,0 +1,201 @@
+"""What holds wherever one is in the app: settings that stay, being told of ends, signals, Sample and Doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.notifications import SeverityLevel
+from textual.screen import Screen
+
+from gpuworkbench.config.user_settings import NOTIFY_BY
+from gpuworkbench.errors import WorkbenchError
+from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.runs.status import RunStatus
+from gpuworkbench.text import safe_text
+from gpuworkbench.tui.background import in_background
+from gpuworkbench.tui.notices import Ended, EndsSource, tell
+from gpuworkbench.tui.screens.doctor import DoctorScreen
+from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.live import Live
+from gpuworkbench.tui.screens.runs import Runs
+from gpuworkbench.tui.screens.sample import SampleScreen
+from gpuworkbench.tui.services import Services
+from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
+from gpuworkbench.tui.watch import Watcher
+from gpuworkbench.tui.widgets.run_table import RunTable
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+LEAVE_WITHIN_S = 5.0  # a terminal that is gone may block whoever writes to it
+SAID = {"off": "nothing", "bell": "the terminal's bell", "desktop": "a desktop notification"}
+
+
+class BaseApp(App[int]):
+    """See the module."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("t", "sample", "Sample", id="app.sample", tooltip="Let this run's checkpoints write text", show=False),
+        Binding("h", "doctor", "Doctor", id="app.doctor", tooltip="What keeps a run from working here", show=False),
+        Binding(
+            "n",
+            "next_notify",
+            "Tell of ends",
+            id="app.notify",
+            tooltip="When a run completes or fails: nothing, bell, desktop",
+            show=False,
+        ),
+    ]
+
+    class RunsEnded(Message):
+        """Runs that ended are waiting."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__()
+        self.services = services
+        self._ends: Watcher[tuple[Ended, ...]] | None = None
+        self._n_told = 0
+        for theme in THEMES:
+            self.register_theme(theme)
+        wanted = services.settings.value.theme
+        self._first_theme = wanted if wanted in self.available_themes else DEFAULT_THEME
+        self.theme = self._first_theme
+
+    def on_mount(self) -> None:
+        """Watch for ends where that is wanted, and for signals where there is a terminal to be given back."""
+        if self.services.settings.problem:
+            self.notify(safe_text(self.services.settings.problem), severity="warning", timeout=15, markup=False)
+        self._watch_ends()
+        if not self.is_headless:
+            for number in SIGNALS:
+                asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
+
+    def on_unmount(self) -> None:
+        """Nothing is watched any more."""
+        self._stop_watching_ends()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        """Leave, with the terminal as it was; trainers have sessions of their own and go on."""
+        code = 128 + number
+        # Not to be waited for: the terminal may be gone, and with it whoever takes what is written to it.
+        timer = threading.Timer(LEAVE_WITHIN_S, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
+        self.exit(code, return_code=code)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Textual's own, and ours that hold everywhere."""
+        yield from super().get_system_commands(screen)
+        if self.check_action("sample", ()):
+            yield SystemCommand("Sample", "Let a checkpoint write text", lambda: self._later("sample"))
+        if self.check_action("doctor", ()):
+            yield SystemCommand("Doctor", "What keeps a run from working here", lambda: self._later("doctor"))
+        for by in NOTIFY_BY:
+            words = f"When a run completes or fails: {SAID[by]}"
+            yield SystemCommand(f"Tell of ends: {by}", words, lambda by=by: self._later(f"notify_by('{by}')"))
+
+    def _later(self, action: str) -> None:
+        self.call_later(self.run_action, action)
+
+    # Settings
+
+    def watch_theme(self, name: str) -> None:
+        """Another theme was chosen: keep it for the next time."""
+        if name != self._first_theme:
+            self._first_theme = ""  # from now on, any choice is kept, the first one again too
+            self._keep(theme=name)
+
+    def action_next_notify(self) -> None:
+        """The next way of being told."""
+        now = NOTIFY_BY.index(self.services.settings.value.notify)
+        self.action_notify_by(NOTIFY_BY[(now + 1) % len(NOTIFY_BY)])
+
+    def action_notify_by(self, by: str) -> None:
+        """Be told so, from now on and the next time; a sound or notification shows at once what it is like."""
+        self._keep(notify=by)
+        self.notify(f"when a run completes or fails: {SAID[by]}", title="notifications", markup=False)
+        self._tell("this is how a run's end is told")
+        self._watch_ends()
+
+    def _keep(self, **changes: str) -> None:
+        settings = self.services.settings
+        settings.set(**changes)
+
+        def failed(error: WorkbenchError) -> None:
+            self.notify(safe_text(error.line()), severity="warning", markup=False)
+
+        in_background(self, settings.store, lambda _: None, failed, "settings")
+
+    # Ends
+
+    def _watch_ends(self) -> None:
+        if self.services.settings.value.notify == "off":
+            self._stop_watching_ends()
+        elif self._ends is None:
+            services = self.services
+            source = EndsSource(services.runs_dir, services.trainers.known, services.clock)
+            self._n_told = 0
+            self._ends = Watcher(source, lambda: self.post_message(self.RunsEnded()), "ends")
+            self._ends.start()
+
+    def _stop_watching_ends(self) -> None:
+        if self._ends is not None:
+            self._ends.stop()
+            self._ends = None
+
+    @on(RunsEnded)
+    def _runs_ended(self) -> None:
+        ended = self._ends.take() if self._ends is not None else None
+        for end in (ended or ())[self._n_told :]:
+            self._tell(end.words)
+            if not (isinstance(self.screen, Live) and self.screen.paths.run_id == end.run_id):
+                is_good = end.status is RunStatus.COMPLETED
+                severity: SeverityLevel = "information" if is_good else "error"
+                self.notify(safe_text(end.words), title="a run ended", severity=severity, markup=False)
+        self._n_told = max(self._n_told, len(ended or ()))
+
+    def _tell(self, words: str) -> None:
+        tell(words, self.services.settings.value.notify, os.environ, self.write_to_terminal)
+
+    def write_to_terminal(self, sequence: str) -> None:
+        """Write to the terminal itself, beside the screen."""
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(sequence)
+
+    # Screens
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Sampling begins where a run is chosen; the doctor does not call itself."""
+        if action == "sample":
+            return isinstance(self.screen, Home | Runs | Live)
+        if action == "doctor":
+            return isinstance(self.screen, Home | Runs | Live | SampleScreen)
+        return True
+
+    def action_sample(self) -> None:
+        """The chosen run; two marked ones side by side."""
+        marked = self.services.marks.runs()
+        screen = self.screen
+        if isinstance(screen, Live):
+            runs = [screen.paths]
+        elif len(marked) == 2:
+            runs = marked
+        else:
+            chosen = screen.query_one(RunTable).chosen
+            runs = [RunPaths(Path(chosen))] if chosen is not None else []
+        if not runs:
+            self.notify("choose a run first", severity="warning", markup=False)
+            return
+        self.push_screen(SampleScreen(runs))
+
+    def action_doctor(self) -> None:
+        """The doctor's screen."""
+        self.push_screen(DoctorScreen())
