@@ -18,7 +18,7 @@ DEFAULT_TOKENS, DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_SEED = 200, 0.8, 50,
 
 
 class SampleDone(msgspec.Struct, frozen=True):
-    """The end of a text: tokens written, seconds without loading the model, why it ends (`stop`: the model ended it)."""
+    """The end of a text: tokens written, seconds without the loading, why it ends (`stop`: the model ended it)."""
 
     tokens: int
     duration_s: float = 0.0

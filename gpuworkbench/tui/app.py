@@ -23,7 +23,7 @@ from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
-from gpuworkbench.tui.base_app import BaseApp
+from gpuworkbench.tui.base_app import EVERYWHERE, BaseApp
 from gpuworkbench.tui.form.draft import Draft
 from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.launching import (
@@ -57,6 +57,7 @@ class WorkbenchApp(BaseApp):
         Binding("question_mark", "help", "Help", key_display="?", id="app.help", tooltip="The keys of this screen"),
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave; runs go on training"),
         Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit_anywhere", system=True),
+        *EVERYWHERE,
     ]
 
     def __init__(self, services: Services, open_first: RunPaths | None = None) -> None:

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
 
 from textual import on
 from textual.app import App, SystemCommand
@@ -38,22 +37,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 LEAVE_WITHIN_S = 5.0  # a terminal that is gone may block whoever writes to it
 SAID = {"off": "nothing", "bell": "the terminal's bell", "desktop": "a desktop notification"}
 
+# The app adds them behind its own, so that Help and Quit come first.
+EVERYWHERE: list[BindingType] = [
+    Binding("t", "sample", "Sample", id="app.sample", tooltip="Let this run's checkpoints write text", show=False),
+    Binding("h", "doctor", "Doctor", id="app.doctor", tooltip="What keeps a run from working here", show=False),
+    Binding(
+        "n",
+        "next_notify",
+        "Tell of ends",
+        id="app.notify",
+        tooltip="When a run completes or fails: nothing, bell, desktop",
+        show=False,
+    ),
+]
+
 
 class BaseApp(App[int]):
     """See the module."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("t", "sample", "Sample", id="app.sample", tooltip="Let this run's checkpoints write text", show=False),
-        Binding("h", "doctor", "Doctor", id="app.doctor", tooltip="What keeps a run from working here", show=False),
-        Binding(
-            "n",
-            "next_notify",
-            "Tell of ends",
-            id="app.notify",
-            tooltip="When a run completes or fails: nothing, bell, desktop",
-            show=False,
-        ),
-    ]
 
     class RunsEnded(Message):
         """Runs that ended are waiting."""
