@@ -87,7 +87,11 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.bench_force and arguments.save_preset is None:
         raise UsageError("--force is for --save-preset", "leave it out")
     if arguments.save_preset is not None:
-        own_preset_path(arguments.save_preset, overwrite=arguments.bench_force)
+        own_preset_path(
+            arguments.save_preset,
+            overwrite=arguments.bench_force,
+            instead="choose another name, or replace it with --force",
+        )
 
 
 def prepare(arguments: argparse.Namespace) -> Search:

@@ -65,11 +65,14 @@ def own_preset(
     return text
 
 
-def own_preset_path(name: str, *, overwrite: bool = False) -> Path:
-    """Where a preset of that name goes. Raises ConfigError where it cannot be one, or is there (no `overwrite`)."""
+def own_preset_path(name: str, *, overwrite: bool = False, instead: str = "choose another name") -> Path:
+    """Where a preset of that name goes. Raises ConfigError where it cannot be one, or is there (no `overwrite`).
+
+    `instead` is what to do about a taken name.
+    """
     path = user_preset_dir() / f"{check_preset_name(name)}.toml"
     if not overwrite and os.path.lexists(path):
-        raise ConfigError(f"you have a preset {name} already", "choose another name")
+        raise ConfigError(f"you have a preset {name} already", instead)
     return path
 
 

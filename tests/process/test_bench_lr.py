@@ -92,7 +92,7 @@ def test_stopped_and_killed_it_goes_on_and_the_preset_it_saves_trains(workspace:
     again = workspace.call(*command)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
-    assert "is there already; choose another name, or replace it with --force" in again.stderr
+    assert "you have a preset tuned already; choose another name, or replace it with --force" in again.stderr
     assert trial_files(out).keys() == {f"trial-{lr!r}-1337.json" for lr in (0.001, 0.004, 0.016)}
 
 
