@@ -215,7 +215,9 @@ def check_terminal() -> Check:
     if not sys.stdout.isatty():
         return Check(name="terminal", status="n/a", detail="stdout is not a terminal")
     size = shutil.get_terminal_size()
-    encoding = (sys.stdout.encoding or "n/a").lower()
+    # Within the app stdout is a stand-in that catches prints; the terminal's own is kept by the interpreter.
+    encodings = (getattr(stream, "encoding", None) for stream in (sys.stdout, sys.__stdout__))
+    encoding = next(filter(None, encodings), "n/a").lower()
     term = os.environ.get("TERM", "")
     colours = "24-bit" if os.environ.get("COLORTERM") in ("truecolor", "24bit") else "256" if "256" in term else "16"
     if os.environ.get("NO_COLOR"):

@@ -14,6 +14,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Select, TextArea
 
+from gpuworkbench.data.tokenization.text_stream import TextStream
+from gpuworkbench.data.tokenization.tokenizer import end_of_text
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui import sampling
 from gpuworkbench.tui.app import WorkbenchApp
@@ -329,15 +331,18 @@ def test_a_checkpoint_has_the_validation_at_or_before_it(tmp_path: Path) -> None
 
 async def test_a_real_checkpoint(local: LocalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text that the model's own generator writes, through a real process."""
+    from gpuworkbench.models.generate import generate
     from gpuworkbench.tools import sample
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(local.workspace.root / "config"))
     paths = local.trained("written", {"train.max_steps": 10})
     config = sample.load_config(paths)
-    asked = sample.SampleRequest(run="", prompt="The 5", tokens=12, temperature=0.8, top_k=50, seed=3)
     tokenizer = sample.load_own_tokenizer(config.data, paths.tokenizer)
     model = sample.load_model(config, sample.choose_checkpoint(paths, None))
-    expected = "".join(sample.stream_text(model, tokenizer, list(tokenizer.encode("The 5")), asked))
+    prompt, stop = tokenizer.encode("The 5"), end_of_text(tokenizer)
+    tokens = list(generate(model, prompt, 12, temperature=0.8, top_k=50, seed=3, stop_id=stop))
+    stream = TextStream(tokenizer, prompt)
+    expected = "".join(stream.push(token) for token in tokens) + stream.flush()
     app = WorkbenchApp(Services(runs_dir=local.workspace.runs), paths)
     async with app.run_test(size=RICH) as pilot:
         await live_is_filled(pilot)
@@ -349,7 +354,7 @@ async def test_a_real_checkpoint(local: LocalRuns, monkeypatch: pytest.MonkeyPat
         view = screen.panes[0].view
         assert view is not None
         assert (view.stage, view.problem, view.step) == (Stage.DONE, "", 10)
-        assert view.tokens == 12
+        assert view.tokens == len(tokens)
         assert view.tokens_per_s is not None
     assert (view.prompt, view.text) == ("The 5", expected)
 

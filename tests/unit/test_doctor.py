@@ -176,6 +176,20 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "NO_COLOR" in poor.detail
 
 
+def test_the_terminal_behind_a_stand_in_for_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the app stdout only catches prints, and has no encoding."""
+
+    class Capture:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Capture())
+    check = checks.check_terminal()
+    monkeypatch.undo()
+    assert sys.__stdout__ is not None
+    assert check.detail.endswith(f", {sys.__stdout__.encoding.lower()}")
+
+
 def test_the_torch_probe_survives_anything() -> None:
     def ask(code: str, timeout_s: float = 20.0) -> TorchBuild | str:
         return TorchProbe([sys.executable, "-c", code]).result(timeout_s)
