@@ -17,7 +17,7 @@ help:
 	@echo "make test   set up .venv, then lint, types and all tests"
 	@echo "make lint   ruff only;  make types   mypy only;  make unit   the quick tests only"
 	@echo "make soak   trainers killed at random moments (KILLS=200), random keys (KEYS=10000) and sizes (about an hour)"
-	@echo "make bench  the benchmarks behind the figures in README and docs (about half an hour)"
+	@echo "make bench  the benchmarks behind the figures in README and docs (about an hour)"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
 run: install
@@ -47,6 +47,9 @@ bench: dev
 	$(BIN)/python -m benchmarks.event_replay
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.model_folders
+	$(BIN)/python -m benchmarks.data_prepare
+	$(BIN)/python -m benchmarks.data_loader
+	$(BIN)/python -m benchmarks.curricula
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.compare_load
 
