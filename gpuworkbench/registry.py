@@ -58,7 +58,7 @@ SCHEDULES: Mapping[str, str] = {
     "warmup_stable_decay": "gpuworkbench.training.lr_schedule:warmup_stable_decay",
 }
 
-# memory key -> "module:Strategy class with apply(model)"
+# name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order
 MEMORY_STRATEGIES: Mapping[str, str] = {
     "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
 }

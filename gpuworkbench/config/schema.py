@@ -10,10 +10,12 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Struct, field
+from msgspec import field
 
 from gpuworkbench import registry
-from gpuworkbench.config.fields import doc
+from gpuworkbench.config.fields import MAX_COUNT, MAX_SEED, MAX_STEPS, MAX_TOKENS, Section, doc
+from gpuworkbench.config.hybrid_section import HybridConfig
+from gpuworkbench.config.memory_section import MemoryConfig
 
 if TYPE_CHECKING:
     from gpuworkbench.config.families.gpt2 import Gpt2Config
@@ -24,14 +26,6 @@ else:
     ModelConfig = reduce(or_, (registry.load(entry.spec) for entry in registry.MODELS.values()))
 
 SCHEMA_VERSION = 1
-MAX_STEPS = 10**9
-MAX_COUNT = 2**31 - 1  # rows, sequences, tokens: what one tensor dimension may have
-MAX_SEED = 2**63 - 1
-MAX_TOKENS = 10**15
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every section."""
 
 
 class CardConfig(Section, frozen=True, kw_only=True):
@@ -223,29 +217,6 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
         Literal["none", "sqrt", "linear"],
         doc("learning rate while the batch is smaller: unchanged, times the root of its share, times its share"),
     ] = "none"
-
-
-class MemoryConfig(Section, frozen=True, kw_only=True):
-    """What keeps the run small."""
-
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
-        doc("autocast type of the matrix products; auto: bf16 on a card that has it, fp16 before, fp32 on CPU"),
-    ] = "auto"
-    chunked_cross_entropy: Annotated[
-        bool, doc("compute head and loss in chunks of rows, so that the logits never exist as a whole")
-    ] = False
-    cross_entropy_chunk_rows: Annotated[
-        int, doc("rows (tokens) per chunk of the chunked cross-entropy", ge=1, le=MAX_COUNT)
-    ] = 1024
-
-
-class HybridConfig(Section, frozen=True, kw_only=True):
-    """Phases of the hybrid trainer."""
-
-    enabled: Annotated[bool, doc("alternate training with predicted progress; false: every step is a full step")] = (
-        False
-    )
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):

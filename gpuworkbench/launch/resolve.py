@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from gpuworkbench.config.curriculum import Curriculum
+from gpuworkbench.config.fields import MAX_STEPS
 from gpuworkbench.config.optimizers import setting, spec_of
-from gpuworkbench.config.schema import MAX_STEPS, OptimizerConfig, RunConfig
+from gpuworkbench.config.schema import OptimizerConfig, RunConfig
 from gpuworkbench.data import PreparedData, absolute_paths
 from gpuworkbench.gpu.fit import DeviceChoice
 from gpuworkbench.gpu.host import physical_cores

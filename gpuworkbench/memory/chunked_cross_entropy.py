@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpuworkbench.config.schema import MemoryConfig
+from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.memory.strategy import Strategy
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.head import IGNORE_INDEX, padding_bias
 from gpuworkbench.models.linear import linear, matmul
 
 
-class ChunkedCrossEntropy:
+class ChunkedCrossEntropy(Strategy):
     """The strategy behind memory.chunked_cross_entropy; callable as a model's `cross_entropy`."""
+
+    name = "chunked_cross_entropy"
 
     def __init__(self, chunk_rows: int) -> None:
         if chunk_rows < 1:
@@ -29,9 +32,10 @@ class ChunkedCrossEntropy:
         self.chunk_rows = chunk_rows
 
     @classmethod
-    def from_config(cls, config: MemoryConfig) -> ChunkedCrossEntropy:
-        """As memory.cross_entropy_chunk_rows says."""
-        return cls(config.cross_entropy_chunk_rows)
+    def from_config(cls, config: RunConfig) -> ChunkedCrossEntropy | None:
+        """As memory.cross_entropy_chunk_rows says, where memory.chunked_cross_entropy is on."""
+        memory = config.memory
+        return cls(memory.cross_entropy_chunk_rows) if memory.chunked_cross_entropy else None
 
     def apply(self, model: LanguageModel) -> None:
         """Let `model` compute its loss this way."""

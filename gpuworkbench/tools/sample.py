@@ -25,12 +25,13 @@ from gpuworkbench.errors import CheckpointError, DoesNotFitError, ExitCode, RunE
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.generate import generate
+from gpuworkbench.parts import Part
 from gpuworkbench.runs.create import newest_run_file
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint_files import load_model_tensors
-from gpuworkbench.training.state import ModelState, Part
+from gpuworkbench.training.state import ModelState
 
 _TRIES = 20  # listings, each made because a checkpoint went away while it was read
 

@@ -15,14 +15,14 @@ from gpuworkbench.config.diff import Difference, differences
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
 from gpuworkbench.errors import ConfigError
-from gpuworkbench.events.schema import ConfigChanged, PhaseChanged, RunResumed, RunStarted
+from gpuworkbench.events.schema import ConfigChanged, RunResumed, RunStarted
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.gpu.host import cpu_name
 from gpuworkbench.runs.create import run_files
 from gpuworkbench.runs.env_record import append_env, read_env
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint import Restored
-from gpuworkbench.training.loop import PHASE, announce_stage
+from gpuworkbench.training.loop import announce_stage
 from gpuworkbench.training.recovery import warn_of_damage
 from gpuworkbench.training.setup import TrainingRun
 
@@ -63,14 +63,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
     for code, message in run.notices:
         events.emit(WarningEvent, step=step, code=code, message=message)
     keep_environment(run, record)
-    events.emit(
-        PhaseChanged,
-        step=step,
-        from_phase=None,
-        to_phase=PHASE,
-        reason="every step is a full step",
-        planned_steps=max(run.max_steps - step, 0),
-    )
+    run.phases.announce(step, "every step is a full step", max(run.max_steps - step, 0))
     announce_stage(run)
     run.heartbeat.progress(step)
 

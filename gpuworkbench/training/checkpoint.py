@@ -21,6 +21,7 @@ from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, commit_directory, discard_directory, temporary_path
 from gpuworkbench.io.files import REAL_FILES, Files, remove_tree
+from gpuworkbench.parts import Stateful
 from gpuworkbench.runs.manifest import CheckpointRef, list_checkpoints, verify_checkpoint
 from gpuworkbench.runs.paths import CHECKPOINT_NAME, RunPaths
 from gpuworkbench.training.checkpoint_files import (
@@ -31,7 +32,6 @@ from gpuworkbench.training.checkpoint_files import (
     take_snapshot,
     write_checkpoint_files,
 )
-from gpuworkbench.training.state import Stateful
 
 DAMAGED_PREFIX = ".damaged-"
 RETIRED_PREFIX = ".retired-"

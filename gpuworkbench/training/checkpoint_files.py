@@ -21,8 +21,9 @@ from gpuworkbench.errors import CheckpointError, ConfigError, ForeignCheckpointE
 from gpuworkbench.io.atomic import write_durable
 from gpuworkbench.io.files import Files
 from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
+from gpuworkbench.parts import Part, Stateful
 from gpuworkbench.runs.manifest import Manifest, write_manifest
-from gpuworkbench.training.state import STATE_VERSION, Part, Stateful
+from gpuworkbench.training.state import STATE_VERSION
 
 STATE_FILE = "state.json"
 _DTYPES = {

@@ -28,7 +28,6 @@ from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
 
-PHASE = "full"
 INDEX_INTERVAL_STEPS = 32
 _Item = TypeVar("_Item")
 INITIAL_LOSS_TOLERANCE = 1.0  # nats around ln V; GPT-2's initialisation lands within 0.3
@@ -63,7 +62,7 @@ def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
     lr = set_learning_rate(run, progress.step + 1)
     loss, grad_norm, scored = optimizer_step(run)
     stage = count_step(run)
-    pending = Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, PHASE, stage, scored)
+    pending = Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, run.phases.current, stage, scored)
     bad = run.telemetry.record(pending)
     run.heartbeat.progress(progress.step)
     if progress.step % INDEX_INTERVAL_STEPS == 0:
@@ -145,6 +144,8 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
     position = run.progress.sequences_seen + run.progress.skipped_sequences
     total: torch.Tensor | None = None
     scored: torch.Tensor | None = None
+    for strategy in run.strategies:
+        strategy.before_step()
     for batch in run.train_batches.of_step(position, place):
         loss = run.forward(batch.x, batch.y)
         if batch.scored is None or batch.share is None:
@@ -157,9 +158,13 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
     assert total is not None
     run.scaler.unscale_(run.optimizer)
     grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm)
+    for strategy in run.strategies:
+        strategy.before_update()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    for strategy in run.strategies:
+        strategy.after_step()
     return total / accum if scored is None else total, grad_norm, scored
 
 

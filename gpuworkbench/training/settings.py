@@ -8,7 +8,7 @@ from typing import Any
 from gpuworkbench.config.live_keys import LR_SCALE, checked, configured_values
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError
-from gpuworkbench.training.state import Part
+from gpuworkbench.parts import Part
 
 __all__ = ["LR_SCALE", "LiveSettings"]
 

@@ -17,7 +17,10 @@ from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.events.index import IndexKeeper
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
+from gpuworkbench.memory.strategy import Strategy, StrategyContext
+from gpuworkbench.memory.weights import Weights, weights_of
 from gpuworkbench.models.base import LanguageModel
+from gpuworkbench.parts import Stateful
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.batches import TrainBatches
@@ -25,9 +28,10 @@ from gpuworkbench.training.checkpoint import Checkpointer
 from gpuworkbench.training.controls import Controls
 from gpuworkbench.training.device import Device, set_up_device
 from gpuworkbench.training.optim import build_optimizer
+from gpuworkbench.training.phases import Phases
 from gpuworkbench.training.pretrained import Loaded, make_model
 from gpuworkbench.training.settings import LiveSettings
-from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState, Stateful
+from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState
 from gpuworkbench.training.telemetry import StepTelemetry
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -44,6 +48,9 @@ class TrainingRun:
     model: LanguageModel
     forward: Forward
     optimizer: torch.optim.Optimizer
+    weights: Weights
+    strategies: list[Strategy]
+    phases: Phases
     scaler: torch.amp.GradScaler
     data: PreparedData
     tokenizer: Tokenizer
@@ -86,7 +93,7 @@ def build_run(
     precision = resolve_precision(config.memory.precision, device.torch_device)
     model = make_model(config, device.torch_device)
     torch.manual_seed(config.train.seed)
-    apply_memory_strategies(model, config)
+    strategies = apply_memory_strategies(model, config)
     optimizer = build_optimizer(model, config.optimizer, device.torch_device)
     scaler = grad_scaler(precision, device.torch_device)
     progress = Progress()
@@ -99,6 +106,11 @@ def build_run(
         "progress": progress,
         "settings": settings,
     }
+    context = StrategyContext(model, optimizer, device.torch_device, events.emit, lambda: progress.step)
+    for strategy in strategies:
+        strategy.attach(context)
+        if strategy.has_state:
+            parts[f"memory_{strategy.name}"] = strategy
     n_eval_batches, notices = _eval_batches(config, data)
     return TrainingRun(
         paths=paths,
@@ -108,6 +120,9 @@ def build_run(
         model=model,
         forward=make_forward(model, config, precision, device.torch_device),
         optimizer=optimizer,
+        weights=weights_of(optimizer),
+        strategies=strategies,
+        phases=Phases(events, strategies),
         scaler=scaler,
         data=data,
         tokenizer=data.tokenizer(),
@@ -145,11 +160,13 @@ def build_run(
     )
 
 
-def apply_memory_strategies(model: nn.Module, config: RunConfig) -> None:
-    """Apply each strategy of the registry whose key is switched on."""
-    for key, target in registry.MEMORY_STRATEGIES.items():
-        if getattr(config.memory, key):
-            registry.load(target).from_config(config.memory).apply(model)
+def apply_memory_strategies(model: LanguageModel, config: RunConfig) -> list[Strategy]:
+    """Apply each strategy of the registry that the configuration switches on; returns them in the registry's order."""
+    made = (registry.load(target).from_config(config) for target in registry.MEMORY_STRATEGIES.values())
+    strategies: list[Strategy] = [strategy for strategy in made if strategy is not None]
+    for strategy in strategies:
+        strategy.apply(model)
+    return strategies
 
 
 def make_forward(model: nn.Module, config: RunConfig, precision: Precision, device: torch.device) -> Forward:

@@ -1,57 +1,21 @@
 """Everything the loop needs to go on, as named parts that go into a checkpoint and come back bit for bit.
 
-A part holds tensors (saved as `<part>.safetensors`) and plain values (saved in state.json). What is not a part is
-not resumed; tests/training/test_state_completeness.py looks for tensors, generators and counters that no part owns.
+See gpuworkbench/parts.py for what a part is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from gpuworkbench.errors import CheckpointError
+from gpuworkbench.parts import Part, check_names
 from gpuworkbench.training.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
 
 STATE_VERSION = 1
-
-
-@dataclass
-class Part:
-    """One part's content: `tensors` by name (on any device), `values` as JSON can hold them.
-
-    `finite` names the tensors without which a checkpoint is worthless when they hold NaN or Inf (the weights).
-    """
-
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-    finite: frozenset[str] = frozenset()
-
-
-class Stateful(Protocol):
-    """What can be saved and restored. `version` changes when the meaning of the content does."""
-
-    version: int
-
-    def state(self) -> Part:
-        """The content now; tensors are live references, copied by the caller."""
-
-    def load(self, part: Part) -> None:
-        """Restore in place. Raises CheckpointError where the content does not belong here."""
-
-
-def check_names(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """CheckpointError when two sets of names differ, naming the first of each side."""
-    missing = sorted(set(expected) - set(found))
-    surplus = sorted(set(found) - set(expected))
-    if missing or surplus:
-        raise CheckpointError(
-            f"{what} of the checkpoint do not match this run: missing {missing[:3]}, unexpected {surplus[:3]}",
-            "the checkpoint belongs to another model or version",
-        )
 
 
 class ModelState:

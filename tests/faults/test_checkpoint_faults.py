@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from gpuworkbench.io import Files
+from gpuworkbench.parts import Part
 from gpuworkbench.runs.manifest import list_checkpoints, verify_checkpoint
 from gpuworkbench.training import checkpoint as checkpoint_module
-from gpuworkbench.training.state import Part
 from tests.fixtures.faulty_files import FaultyFiles, PowerCut
 from tests.fixtures.small_state import SmallState, inline, reference_content
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from gpuworkbench import registry
+from gpuworkbench.parts import Part
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.loop import train
 from gpuworkbench.training.setup import TrainingRun
-from gpuworkbench.training.state import Part, ScalerState
+from gpuworkbench.training.state import ScalerState
 from tests.fixtures.local_run import LocalRuns
 from tests.fixtures.reachable import Reach
 

@@ -18,7 +18,7 @@ PACKAGE = "gpuworkbench"
 SHARED = {"text", "units", "errors", "registry", "io"}
 GROUND = SHARED | {"config", "events"}
 MIDDLE = GROUND | {"runs", "gpu", "data", "hf", "plan"}
-TORCH = {"models", "memory", "hybrid", "training", "tools"}
+TORCH = {"parts", "models", "memory", "hybrid", "training", "tools"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "text": set(),
@@ -40,11 +40,12 @@ ALLOWED: dict[str, set[str]] = {
     "commands": MIDDLE | {"state", "launch", "headless", "tui"},
     "cli": SHARED | {"commands", "gpu"},
     "__main__": {"cli"},
+    "parts": {"errors"},
     "models": MIDDLE,
-    "memory": MIDDLE | {"models"},
-    "hybrid": MIDDLE | {"models", "memory"},
-    "training": MIDDLE | {"models", "memory", "hybrid"},
-    "tools": MIDDLE | {"models", "memory", "hybrid", "training"},
+    "memory": MIDDLE | {"parts", "models"},
+    "hybrid": MIDDLE | {"parts", "models", "memory"},
+    "training": MIDDLE | {"parts", "models", "memory", "hybrid"},
+    "tools": MIDDLE | {"parts", "models", "memory", "hybrid", "training"},
 }
 HEAVY = {"torch", "transformers", "peft", "huggingface_hub"}
 SCREEN = {"textual", "plotext"}

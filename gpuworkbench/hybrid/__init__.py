@@ -1,0 +1,1 @@
+"""The hybrid trainer: phases, predictors and what judges them (torch)."""
