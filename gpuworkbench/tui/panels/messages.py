@@ -74,4 +74,6 @@ class MessagesPanel(RichLog):
 
     def _write(self, line: Line) -> None:
         color = self.app.theme_variables.get(_TONES.get(line.tone, ""), "")
-        self.write(Text(line.text, style=color, overflow="fold"), scroll_end=None)
+        # Without a width it would wrap at that of the terminal at the app's start.
+        width = max(self.scrollable_content_region.width, 20)
+        self.write(Text(line.text, style=color, overflow="fold"), width=width, scroll_end=None)

@@ -133,6 +133,7 @@ class Live(PlotActions, Screen[None]):
             return
         previous, self.view = self.view, view
         with self.app.batch_update():
+            self.set_class(bool(view.state.predictions), "predicts")  # a row of the timeline is for them
             for panel in self.query(Panel):
                 panel.show(view)
             self.query_one(MessagesPanel).show(view)
