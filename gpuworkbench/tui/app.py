@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import SystemCommand
@@ -17,17 +17,14 @@ from textual.screen import Screen
 
 from gpuworkbench.config.presets import load_preset
 from gpuworkbench.errors import WorkbenchError
-from gpuworkbench.launch.create import LaunchRequest, create
-from gpuworkbench.launch.resume import resume
 from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui import later
 from gpuworkbench.tui.base_app import EVERYWHERE, BaseApp
-from gpuworkbench.tui.form.draft import Draft
-from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.launching import (
-    LAUNCH_THREAD,
+    NATIVE_THREADS,
     Launch,
     LaunchDone,
     LaunchFailed,
@@ -36,16 +33,17 @@ from gpuworkbench.tui.launching import (
     Progress,
     start_launch,
 )
-from gpuworkbench.tui.preview_data import PREVIEW_THREAD
-from gpuworkbench.tui.screens.compare import CompareScreen
 from gpuworkbench.tui.screens.dialogs import Choice
 from gpuworkbench.tui.screens.help import HelpScreen, keys_of
 from gpuworkbench.tui.screens.home import Home
-from gpuworkbench.tui.screens.launch import LaunchScreen
-from gpuworkbench.tui.screens.live import Live
-from gpuworkbench.tui.screens.runs import Runs
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.widgets.job_bar import JobBar
+
+if TYPE_CHECKING:
+    from gpuworkbench.launch.create import LaunchRequest
+    from gpuworkbench.tui.form.draft import Draft
+    from gpuworkbench.tui.form.outlook import Machine
+    from gpuworkbench.tui.screens.launch import LaunchScreen
 
 
 class WorkbenchApp(BaseApp):
@@ -93,18 +91,18 @@ class WorkbenchApp(BaseApp):
 
     def open_run(self, paths: RunPaths) -> None:
         """Show a run, in place of one or of the form that are shown."""
-        if isinstance(self.screen, Live | LaunchScreen):
+        if later.is_a(self.screen, later.LIVE, later.LAUNCH):
             self.pop_screen()
-        self.push_screen(Live(paths))
+        self.push_screen(later.make(later.LIVE, paths))
 
     def show_home(self) -> None:
         """Back to where a run was opened from."""
-        if isinstance(self.screen, Live):
+        if self.shown_run is not None:
             self.pop_screen()
 
     def show_runs(self) -> None:
         """The screen of all runs."""
-        self.push_screen(Runs())
+        self.push_screen(later.make(later.RUNS))
 
     def compare_marked(self, chosen: RunPaths | None) -> None:
         """The marked runs side by side; with one marked, that and the chosen one."""
@@ -114,10 +112,12 @@ class WorkbenchApp(BaseApp):
         if len(runs) < 2:
             self.notify("mark two or more runs with space first", severity="warning")
             return
-        self.push_screen(CompareScreen(runs))
+        self.push_screen(later.make(later.COMPARE, runs))
 
     def open_preset(self, name_or_path: str, machine: Machine | None, *, cpu_twin: bool) -> None:
         """Show a preset as a form, with what was changed in it before."""
+        from gpuworkbench.tui.form.draft import Draft
+
         try:
             draft = Draft(load_preset(name_or_path), is_twin=cpu_twin)
         except WorkbenchError as error:
@@ -126,7 +126,7 @@ class WorkbenchApp(BaseApp):
         kept = self._drafts.get(draft.preset.path)
         if kept is not None:
             draft = replace(kept, preset=draft.preset)  # its file may have changed since; what was typed stays
-        self.push_screen(LaunchScreen(draft, machine))
+        self.push_screen(later.make(later.LAUNCH, draft, machine))
 
     def keep_draft(self, draft: Draft) -> None:
         """Remember what is being changed in a preset, for as long as the app lives."""
@@ -134,6 +134,8 @@ class WorkbenchApp(BaseApp):
 
     def start_preset(self, name: str, *, cpu_twin: bool) -> None:
         """Prepare and start a new run of a preset as it is."""
+        from gpuworkbench.launch.create import LaunchRequest
+
         if cpu_twin:
             self.notify(f"No card here is enough for {name}: starting its CPU twin", markup=False)
         request = LaunchRequest(preset=name, runs_dir=self.services.runs_dir, cpu_twin=cpu_twin)
@@ -145,6 +147,8 @@ class WorkbenchApp(BaseApp):
             return
 
         def prepare(progress: Progress) -> tuple[RunPaths, Path]:
+            from gpuworkbench.launch.create import create
+
             paths = create(request, on_progress=progress)
             if draft is not None:
                 self._drafts_of_runs[paths] = draft
@@ -162,6 +166,8 @@ class WorkbenchApp(BaseApp):
             return
 
         def prepare(_progress: Progress) -> tuple[RunPaths, Path]:
+            from gpuworkbench.launch.resume import resume
+
             return paths, resume(paths, queue=queue or share).run_file
 
         self._again = lambda claim: self.resume_run(paths, queue=claim == "queue", share=claim == "share")
@@ -190,8 +196,7 @@ class WorkbenchApp(BaseApp):
         self._launch_over()
         self.services.trainers.add(message.trainer)
         paths = message.trainer.paths
-        shown = self.screen
-        if isinstance(shown, Live) and shown.paths == paths:
+        if self.shown_run == paths:
             self.notify("resuming", title=safe_text(message.name), markup=False)
         else:
             self.open_run(paths)
@@ -201,8 +206,8 @@ class WorkbenchApp(BaseApp):
         self._launch_over()
         if message.busy:
             self._ask_to_queue(message.busy)
-        elif isinstance(self.screen, LaunchScreen):
-            self.screen.refused(message.line)
+        elif (form := self._form) is not None:
+            form.refused(message.line)
         else:
             self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
 
@@ -211,12 +216,17 @@ class WorkbenchApp(BaseApp):
         """A trainer refused after it was started: back to where it was started from."""
         self.services.trainers.reap()
         draft = self._drafts_of_runs.pop(message.paths, None)
-        if isinstance(self.screen, Live) and self.screen.paths == message.paths and not message.paths.root.exists():
+        if self.shown_run == message.paths and not message.paths.root.exists():
             self.pop_screen()
             if draft is not None:
-                self.push_screen(LaunchScreen(draft, refusal=message.line))
+                self.push_screen(later.make(later.LAUNCH, draft, refusal=message.line))
                 return
         self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
+
+    @property
+    def _form(self) -> LaunchScreen | None:
+        """The form, where that is on top."""
+        return self.screen if later.is_a(self.screen, later.LAUNCH) else None  # type: ignore[return-value]
 
     def _ask_to_queue(self, busy: str) -> None:
         """A card in use: wait for it, share it, or leave it."""
@@ -268,7 +278,7 @@ def run_app(services: Services, open_first: RunPaths | None = None) -> int:
     app = WorkbenchApp(services, open_first)
     app.run()
     code = app.return_code or 0
-    if any(thread.name.startswith((LAUNCH_THREAD, PREVIEW_THREAD)) for thread in threading.enumerate()):
+    if any(thread.name.startswith(NATIVE_THREADS) for thread in threading.enumerate()):
         # Data is being prepared. Native code on a thread would be torn down with the interpreter, and abort.
         sys.stdout.flush()
         sys.stderr.flush()
