@@ -7,13 +7,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
+from textual.dom import DOMNode
+from textual.screen import ModalScreen, Screen
 
 from gpuworkbench.config.presets import load_preset
 from gpuworkbench.errors import WorkbenchError
@@ -23,6 +25,7 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui import later
 from gpuworkbench.tui.base_app import EVERYWHERE, BaseApp
+from gpuworkbench.tui.home_data import HomeView
 from gpuworkbench.tui.launching import (
     NATIVE_THREADS,
     Launch,
@@ -35,7 +38,7 @@ from gpuworkbench.tui.launching import (
 )
 from gpuworkbench.tui.screens.dialogs import Choice
 from gpuworkbench.tui.screens.help import HelpScreen, keys_of
-from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.home import Home, machine_of
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.widgets.job_bar import JobBar
 
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from gpuworkbench.tui.form.draft import Draft
     from gpuworkbench.tui.form.outlook import Machine
     from gpuworkbench.tui.screens.launch import LaunchScreen
+
+MAX_RUN_COMMANDS = 200  # the newest; a palette of thousands of lines answers slowly
 
 
 class WorkbenchApp(BaseApp):
@@ -73,19 +78,40 @@ class WorkbenchApp(BaseApp):
             self.open_run(self._open_first)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: Textual's own, and every key of the screen that does something now."""
+        """The palette: Textual's own, every key that does something now, every preset, every run."""
         yield from super().get_system_commands(screen)
         for active in screen.active_bindings.values():
             binding = active.binding
-            is_told = binding.show or binding.tooltip
-            if active.node is screen and active.enabled and binding.description and is_told:
-                action = binding.action
+            is_told = bool(binding.id) and bool(binding.show or binding.tooltip)
+            if active.node is not self and active.enabled and binding.description and is_told and not binding.system:
+                action, node = binding.action, active.node
                 yield SystemCommand(
-                    binding.description, binding.tooltip or "", lambda action=action: self._run_later(screen, action)
+                    binding.description,
+                    binding.tooltip or "",
+                    lambda action=action, node=node: self._run_later(node, action),
                 )
+        home = next((one for one in self.screen_stack if isinstance(one, Home)), None)
+        if home is not None and home.view is not None and not isinstance(screen, ModalScreen):
+            yield from self._places(home.view)
 
-    def _run_later(self, screen: Screen[object], action: str) -> None:
-        self.call_later(self.run_action, action, screen)
+    def _places(self, view: HomeView) -> Iterable[SystemCommand]:
+        """Where one can go by name: the form of a preset, the screen of a run."""
+        machine = machine_of(view)
+        for preset in view.presets:
+            if preset.config is not None:
+                where, is_twin = preset.path or preset.name, preset.runs_as == "twin"
+                title = f"Preset {safe_text(preset.name, max_chars=80)}"
+                yield SystemCommand(
+                    title, preset.description, partial(self.open_preset, where, machine, cpu_twin=is_twin)
+                )
+        for run in view.runs[:MAX_RUN_COMMANDS]:
+            info = run.info
+            title = f"Run {safe_text(info.name or info.run_id, max_chars=80)}"
+            words = f"{info.status.value}, {safe_text(info.run_id)}"
+            yield SystemCommand(title, words, partial(self.open_run, RunPaths(Path(info.path))))
+
+    def _run_later(self, node: DOMNode, action: str) -> None:
+        self.call_later(self.run_action, action, node)
 
     # What screens ask for
 
@@ -160,17 +186,19 @@ class WorkbenchApp(BaseApp):
         self._again = again
         start_launch(Launch(label, prepare, is_new=True, queue=request.queue, share=request.share), self.post_message)
 
-    def resume_run(self, paths: RunPaths, *, queue: bool = False, share: bool = False) -> None:
-        """Check in the background that a run may go on, and start its trainer."""
+    def resume_run(
+        self, paths: RunPaths, *, steps: int | None = None, queue: bool = False, share: bool = False
+    ) -> None:
+        """Check in the background that a run may go on (up to `steps`), and start its trainer."""
         if not self._may_launch(paths.run_id):
             return
 
         def prepare(_progress: Progress) -> tuple[RunPaths, Path]:
             from gpuworkbench.launch.resume import resume
 
-            return paths, resume(paths, queue=queue or share).run_file
+            return paths, resume(paths, steps=steps, queue=queue or share).run_file
 
-        self._again = lambda claim: self.resume_run(paths, queue=claim == "queue", share=claim == "share")
+        self._again = lambda claim: self.resume_run(paths, steps=steps, queue=claim == "queue", share=claim == "share")
         start_launch(Launch(paths.run_id, prepare, is_new=False, queue=queue, share=share), self.post_message)
 
     def _may_launch(self, name: str) -> bool:

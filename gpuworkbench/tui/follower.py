@@ -15,11 +15,13 @@ from gpuworkbench.launch.resume import run_config
 from gpuworkbench.plan.analytic import Estimate, estimate
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.status import RunStatus, StatusReport, derive_status
+from gpuworkbench.runs.tail import log_end
 from gpuworkbench.state.live_log import LiveLog
 from gpuworkbench.state.run_state import RunState
 
 MIN_INTERVAL_S = 0.1  # at most ten views a second
 STATUS_INTERVAL_S = 0.5
+MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES = 200, 64 * 1024
 CATCH_UP_INTERVAL_S = 0.5  # between views while a long log is being taken in: drawing would only slow that down
 
 
@@ -34,6 +36,7 @@ class RunView:
     predicted: Estimate | None = None
     problem: str = ""  # why the log cannot be read, in one line
     generation: int = field(default=0)  # counts replaced logs: what was shown before is void
+    output: tuple[str, ...] = ()  # the end of trainer.log, from this attempt on
     card: Card | None = None  # the run's card as NVML reads it, where that is in this machine; old once nothing trains
 
     @property
@@ -69,6 +72,8 @@ class RunSource:
         self._make_sampler = make_sampler
         self._sampler: Sampler | None = None
         self._card: Card | None = None
+        self._output: tuple[str, ...] = ()
+        self._output_size = -1
         self._generation = 0
         self._problem = ""
         self._config: RunConfig | None = None
@@ -79,6 +84,7 @@ class RunSource:
         """Views until `stop`: whenever the log grew, and whenever the evidence changed."""
         log: LiveLog | None = None
         report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
+        self._read_output()
         last: RunView | None = None
         shown_s = 0.0
         while not stop.is_set():
@@ -94,6 +100,7 @@ class RunSource:
                 log.keep_index()
             if time.monotonic() - reported_s >= STATUS_INTERVAL_S:
                 report, reported_s = derive_status(self.paths, self._clock()), time.monotonic()
+                self._read_output()
                 if last is not None:
                     self._card = self._read_card(last)
             view = self._view(log.state() if log else RunState(), report)
@@ -107,6 +114,16 @@ class RunSource:
             log.close()
         if self._sampler is not None:
             self._sampler.close()
+
+    def _read_output(self) -> None:
+        """Look at trainer.log again where it grew."""
+        try:
+            size = self.paths.trainer_log.stat().st_size
+        except OSError:
+            return
+        if size != self._output_size:
+            self._output_size = size
+            self._output = log_end(self.paths.trainer_log, MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES)
 
     def _read_card(self, view: RunView) -> Card | None:
         """The run's card, read anew while a trainer is at it. NVML is opened when there is such a run."""
@@ -138,6 +155,7 @@ class RunSource:
             self._predicted,
             self._problem,
             self._generation,
+            self._output,
             self._card,
         )
 
@@ -170,5 +188,6 @@ def _differs(view: RunView, last: RunView) -> bool:
         or view.generation != last.generation
         or view.report != last.report
         or view.problem != last.problem
+        or view.output != last.output
         or view.card != last.card
     )

@@ -144,7 +144,7 @@ class Home(Screen[None]):
         if row.config is None:
             self.app.notify(one_line(row.problem), title=row.name, severity="error", markup=False)
             return
-        machine = Machine(self.view.cards, self.view.host, {}) if self.view is not None else None
+        machine = machine_of(self.view) if self.view is not None else None
         self.app.open_preset(row.path or row.name, machine, cpu_twin=row.runs_as == "twin")
 
     @on(PresetList.StartNow)
@@ -211,6 +211,11 @@ class Home(Screen[None]):
                 self.app.start_preset(row.name, cpu_twin=row.runs_as == "twin")
 
         self.app.push_screen(Confirm(question, "Start", "Cancel"), answered)
+
+
+def machine_of(view: HomeView) -> Machine:
+    """The machine as Home read it last; who uses which card is not known to it."""
+    return Machine(view.cards, view.host, {})
 
 
 def _preset_matches(row: PresetRow, words: str) -> bool:
