@@ -9,14 +9,20 @@ RUN_ID := quickstart-$(shell date -u +%Y%m%d-%H%M%S)
 
 KILLS ?= 200
 KEYS ?= 10000
+# Test files at a time. One trainer of the tests takes up to two cores and half a GiB.
+WORKERS ?= 2
 
-.PHONY: run test lint types unit soak install dev bench clean help
+# Hundreds of processes start in the tests: with bytecode that stays, each of them a quarter sooner.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run test lint types unit soak install dev bench pictures clean help
 
 help:
 	@echo "make run    set up .venv, train the quickstart preset, let it write a sample"
 	@echo "make test   set up .venv, then lint, types and all tests"
 	@echo "make lint   ruff only;  make types   mypy only;  make unit   the quick tests only"
 	@echo "make soak   trainers killed at random moments (KILLS=200), random keys (KEYS=10000) and sizes (about an hour)"
+	@echo "make pictures   draw the screens that README shows, from recorded runs"
 	@echo "make bench  the benchmarks behind the figures in README and docs (about an hour)"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
@@ -25,7 +31,7 @@ run: install
 	$(BIN)/gpuworkbench sample $(RUN_ID) --tokens 80
 
 test: dev lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: dev
 	$(BIN)/ruff check .
@@ -35,7 +41,7 @@ types: dev
 	$(BIN)/mypy
 
 unit: dev
-	$(BIN)/python -m pytest tests/unit tests/training
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/training
 
 soak: dev
 	GPUWORKBENCH_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/process/test_random_kills.py
@@ -52,6 +58,10 @@ bench: dev
 	$(BIN)/python -m benchmarks.curricula
 	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.compare_load
+	$(BIN)/python -m benchmarks.app_load
+
+pictures: dev
+	$(BIN)/python -m benchmarks.pictures
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -23,14 +23,16 @@ from gpuworkbench.events.fold_state import (
     Tally,
     checkpoint_step,
 )
+from gpuworkbench.events.prediction_tally import MAX_ARMS, N_BINS
 from gpuworkbench.events.schema import AnyEvent
 from gpuworkbench.events.series import DecimatedSeries, SavedSeries, columns
 
 STEP_SERIES = ("loss", "grad_norm", "lr", "tokens_per_s", "step_time_s", "tokens_seen")
 MEMORY_SERIES = ("allocated_bytes", "reserved_bytes", "host_rss_bytes")
+OFFLOAD_SERIES = "offload_bytes_per_s"  # of each transfer: its bytes by its own seconds
 # A predicted loss has a series of its own: it is never drawn as a measured one. `elapsed_s` is the time of training
 # at each step, and turns steps into a time axis as `tokens_seen` turns them into one of tokens.
-SERIES = (*STEP_SERIES, *MEMORY_SERIES, "val_loss", "predicted_loss", "elapsed_s")
+SERIES = (*STEP_SERIES, *MEMORY_SERIES, OFFLOAD_SERIES, "val_loss", "predicted_loss", "elapsed_s")
 _STAGE_EVENTS = 4096
 
 
@@ -106,6 +108,8 @@ class Fold:
         fold = cls()
         if saved.series.keys() != fold.series.keys():
             raise ValueError("other series than this version's")
+        if len(saved.state.prediction_tally.bins) != N_BINS or len(saved.state.prediction_tally.arms) > MAX_ARMS + 1:
+            raise ValueError("another tally than this version's")
         for name, size in RING_SIZES.items():
             if len(getattr(saved.state, name)) > 2 * size:
                 raise ValueError(f"too many {name}")
@@ -147,11 +151,11 @@ class Fold:
         state.tokens_seen = new[-1].tokens_seen
         self._ring("recent_steps", *new[-RING_SIZES["recent_steps"] :])
 
-    def _enter_phase(self, phase: str, step: int, mono_s: float, why: str) -> None:
+    def _enter_phase(self, phase: str, step: int, mono_s: float, why: str, planned: int | None = None) -> None:
         elapsed_s = self.state.elapsed_s(mono_s)
         self._close_span(step, elapsed_s)
         self.state.phase = phase
-        self._ring("spans", PhaseSpan(phase, step, elapsed_s, reason=why))
+        self._ring("spans", PhaseSpan(phase, step, elapsed_s, reason=why, planned_steps=planned))
 
     def _close_span(self, step: int, elapsed_s: float) -> None:
         """End the open span, if there is one, and add it to its phase's tally."""
@@ -179,6 +183,7 @@ class Fold:
             if prediction.step > step:
                 state.predictions_accepted -= prediction.accepted
                 state.predictions_rejected -= not prediction.accepted
+                state.prediction_tally.count(prediction, -1)
         state.predictions_accepted = max(state.predictions_accepted, 0)
         state.predictions_rejected = max(state.predictions_rejected, 0)
         for name in VOIDED:
@@ -228,7 +233,7 @@ class Fold:
 
     def _add_phase_changed(self, event: schema.PhaseChanged) -> None:
         self.state.step = event.step
-        self._enter_phase(event.to_phase, event.step, event.mono_s, event.reason)
+        self._enter_phase(event.to_phase, event.step, event.mono_s, event.reason, event.planned_steps)
 
     def _add_finished(self, event: schema.RunFinished) -> None:
         state = self.state
@@ -265,6 +270,7 @@ class Fold:
         self.state.step = event.step
         self.state.predictions_accepted += event.accepted
         self.state.predictions_rejected += not event.accepted
+        self.state.prediction_tally.count(event)
         self._ring("predictions", event)
         self.series["predicted_loss"].append(event.step, event.predicted_loss)
 
@@ -289,6 +295,8 @@ class Fold:
         total.freed_bytes += event.freed_bytes
         total.duration_s += event.duration_s
         total.overlapped_s += event.overlapped_s
+        if event.duration_s > 0:
+            self.series[OFFLOAD_SERIES].append(event.step, event.num_bytes / event.duration_s)
         offloads = self.state.offloads
         offloads.append(event)
         if len(offloads) >= 2 * RING_SIZES["offloads"]:

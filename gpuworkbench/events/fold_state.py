@@ -13,6 +13,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct, field
 
 from gpuworkbench.events import schema
+from gpuworkbench.events.prediction_tally import PredictionTally
 
 # How many events of a kind are kept, newest first to stay. Each kind has its own bound: a flood of warnings cannot
 # push out the checkpoints.
@@ -57,7 +58,8 @@ _CHECKPOINT_NAME = re.compile(r"step-(\d{1,15})/?$")
 
 class PhaseSpan(Struct, frozen=True):
     """A stretch of one phase. Steps `start_step` < s <= `end_step`; seconds of training since the run's start,
-    pauses and the time between attempts left out. An open span has no end yet."""
+    pauses and the time between attempts left out. An open span has no end yet. `planned_steps`: what the trainer
+    meant it to last."""
 
     phase: str
     start_step: int
@@ -65,6 +67,7 @@ class PhaseSpan(Struct, frozen=True):
     end_step: int | None = None
     end_s: float | None = None
     reason: str = ""
+    planned_steps: int | None = None
 
 
 class OffloadTotal(Struct):
@@ -126,6 +129,7 @@ class FoldState(Struct):
     predictions: list[schema.Prediction] = field(default_factory=list)
     predictions_accepted: Annotated[int, Meta(ge=0)] = 0
     predictions_rejected: Annotated[int, Meta(ge=0)] = 0
+    prediction_tally: PredictionTally = field(default_factory=PredictionTally)
     corrections: list[schema.Correction] = field(default_factory=list)
     micro_corrections: list[schema.MicroCorrection] = field(default_factory=list)
     divergences: list[schema.Divergence] = field(default_factory=list)

@@ -22,7 +22,7 @@ from gpuworkbench.events.log_file import open_regular
 from gpuworkbench.events.reader import EventReader
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 INDEX_NAME = "events.idx"
 MAX_INDEX_BYTES = 32 * 1024 * 1024
 MAX_CACHED_INDEXES = 64

@@ -1,14 +1,12 @@
 """A panel's series as files in the run's `exports/`: a picture, the drawn points, and every point of the log.
 
-SVG and CSV always; PNG where `rsvg-convert` is installed, since no drawing library is worth its weight here.
+SVG and CSV always; PNG where this machine has a font for its labels.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from gpuworkbench.errors import RunError
 from gpuworkbench.events import schema
+from gpuworkbench.events.fold import OFFLOAD_SERIES
 from gpuworkbench.events.reader import EventReader
 from gpuworkbench.events.series import Floats, Points
 from gpuworkbench.io import REAL_FILES, Files, atomic_write_bytes
@@ -23,6 +22,7 @@ from gpuworkbench.io.atomic import temporary_path
 from gpuworkbench.io.files import write_all
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.state.curves import By, curve, on_axis
+from gpuworkbench.state.png import NO_FONT, write_png
 from gpuworkbench.state.run_state import RunState
 from gpuworkbench.state.svg_plot import Line, svg_plot
 from gpuworkbench.text import safe_text
@@ -39,9 +39,9 @@ LABELS: Mapping[str, tuple[str, str]] = {
     "allocated_bytes": ("allocated on the card", "bytes"),
     "reserved_bytes": ("reserved on the card", "bytes"),
     "host_rss_bytes": ("resident on the host", "bytes"),
+    OFFLOAD_SERIES: ("transfers between card and host", "bytes per second"),
 }
 POINTS = frozenset({"val_loss", "predicted_loss"})  # drawn as points: few, and not of every step
-PNG_TIMEOUT_S = 60
 
 
 def export_plot(
@@ -81,7 +81,7 @@ def export_plot(
         _write_full(full, paths.events, known, state.series, files)
     except OSError as error:
         raise RunError(f"{paths.exports} cannot be written: {error.strerror or error}", "check the disk") from None
-    png = _convert(svg)
+    png = write_png(svg)
     return [svg, csv, full, *([png] if png else [])]
 
 
@@ -101,8 +101,15 @@ def export_lines(
         atomic_write_bytes(csv, "".join(rows).encode(), files)
     except OSError as error:
         raise RunError(f"{directory} cannot be written: {error.strerror or error}", "check the disk") from None
-    png = _convert(svg)
+    png = write_png(svg)
     return [svg, csv, *([png] if png else [])]
+
+
+def written_words(written: Sequence[Path]) -> str:
+    """What an export wrote, in one line; and why there is no PNG, where there is none."""
+    first = written[0]
+    kinds = ", ".join(path.name.removeprefix(first.stem) for path in written)
+    return f"{first.with_suffix('')}: {kinds}" + ("" if written[-1].suffix == ".png" else f" ({NO_FONT})")
 
 
 def csv_rows(name: str, points: Points, scale: Mapping[str, Points]) -> bytes:
@@ -169,6 +176,8 @@ def _value(event: schema.AnyEvent, name: str) -> float | None:
         return event.loss if name == "val_loss" and event.split != "train" else None
     if isinstance(event, schema.Prediction):
         return event.predicted_loss if name == "predicted_loss" else None
+    if isinstance(event, schema.Offload):
+        return event.num_bytes / event.duration_s if name == OFFLOAD_SERIES and event.duration_s > 0 else None
     if isinstance(event, schema.Step | schema.Memory):
         value: float | None = getattr(event, name, None)
         return value
@@ -191,21 +200,3 @@ def _write_full(target: Path, log: Path, names: Sequence[str], scale: Mapping[st
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _convert(svg: Path) -> Path | None:
-    """The picture as PNG where `rsvg-convert` is there and does it; else None."""
-    program = shutil.which("rsvg-convert")
-    if program is None:
-        return None
-    png = svg.with_suffix(".png")
-    temporary = temporary_path(png)
-    try:
-        subprocess.run(
-            [program, "--output", str(temporary), str(svg)], check=True, capture_output=True, timeout=PNG_TIMEOUT_S
-        )
-        temporary.replace(png)
-    except (OSError, subprocess.SubprocessError):
-        temporary.unlink(missing_ok=True)
-        return None
-    return png

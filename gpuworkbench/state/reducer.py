@@ -82,6 +82,7 @@ class Reducer:
             offloads=tuple(state.offloads[-RING_SIZES["offloads"] :]),
             predictions_accepted=state.predictions_accepted,
             predictions_rejected=state.predictions_rejected,
+            prediction_tally=state.prediction_tally.copy(),
             rollbacks=state.rollbacks,
             **{name: tuple(getattr(state, name)) for name in _RINGS},
         )

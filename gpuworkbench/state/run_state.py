@@ -10,6 +10,7 @@ import msgspec
 from gpuworkbench.events import schema
 from gpuworkbench.events.fold import SERIES
 from gpuworkbench.events.fold_state import OffloadTotal, PhaseSpan, Tally
+from gpuworkbench.events.prediction_tally import PredictionTally
 from gpuworkbench.events.series import DecimatedSeries, Points
 
 _EMPTY_SERIES: Mapping[str, Points] = MappingProxyType({name: DecimatedSeries().points() for name in SERIES})
@@ -93,6 +94,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     predictions: tuple[schema.Prediction, ...] = ()
     predictions_accepted: int = 0
     predictions_rejected: int = 0
+    prediction_tally: PredictionTally = msgspec.field(default_factory=PredictionTally)  # a copy: nobody writes to it
     corrections: tuple[schema.Correction, ...] = ()
     micro_corrections: tuple[schema.MicroCorrection, ...] = ()
     divergences: tuple[schema.Divergence, ...] = ()

@@ -7,27 +7,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
+from textual.dom import DOMNode
+from textual.screen import ModalScreen, Screen
 
 from gpuworkbench.config.presets import load_preset
 from gpuworkbench.errors import WorkbenchError
-from gpuworkbench.launch.create import LaunchRequest, create
-from gpuworkbench.launch.resume import resume
 from gpuworkbench.runs.control import send_command
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui import later
 from gpuworkbench.tui.base_app import EVERYWHERE, BaseApp
-from gpuworkbench.tui.form.draft import Draft
-from gpuworkbench.tui.form.outlook import Machine
+from gpuworkbench.tui.home_data import HomeView
 from gpuworkbench.tui.launching import (
-    LAUNCH_THREAD,
+    NATIVE_THREADS,
     Launch,
     LaunchDone,
     LaunchFailed,
@@ -36,16 +36,19 @@ from gpuworkbench.tui.launching import (
     Progress,
     start_launch,
 )
-from gpuworkbench.tui.preview_data import PREVIEW_THREAD
-from gpuworkbench.tui.screens.compare import CompareScreen
 from gpuworkbench.tui.screens.dialogs import Choice
 from gpuworkbench.tui.screens.help import HelpScreen, keys_of
-from gpuworkbench.tui.screens.home import Home
-from gpuworkbench.tui.screens.launch import LaunchScreen
-from gpuworkbench.tui.screens.live import Live
-from gpuworkbench.tui.screens.runs import Runs
+from gpuworkbench.tui.screens.home import Home, machine_of
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.widgets.job_bar import JobBar
+
+if TYPE_CHECKING:
+    from gpuworkbench.launch.create import LaunchRequest
+    from gpuworkbench.tui.form.draft import Draft
+    from gpuworkbench.tui.form.outlook import Machine
+    from gpuworkbench.tui.screens.launch import LaunchScreen
+
+MAX_RUN_COMMANDS = 200  # the newest; a palette of thousands of lines answers slowly
 
 
 class WorkbenchApp(BaseApp):
@@ -75,36 +78,57 @@ class WorkbenchApp(BaseApp):
             self.open_run(self._open_first)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: Textual's own, and every key of the screen that does something now."""
+        """The palette: Textual's own, every key that does something now, every preset, every run."""
         yield from super().get_system_commands(screen)
         for active in screen.active_bindings.values():
             binding = active.binding
-            is_told = binding.show or binding.tooltip
-            if active.node is screen and active.enabled and binding.description and is_told:
-                action = binding.action
+            is_told = bool(binding.id) and bool(binding.show or binding.tooltip)
+            if active.node is not self and active.enabled and binding.description and is_told and not binding.system:
+                action, node = binding.action, active.node
                 yield SystemCommand(
-                    binding.description, binding.tooltip or "", lambda action=action: self._run_later(screen, action)
+                    binding.description,
+                    binding.tooltip or "",
+                    lambda action=action, node=node: self._run_later(node, action),
                 )
+        home = next((one for one in self.screen_stack if isinstance(one, Home)), None)
+        if home is not None and home.view is not None and not isinstance(screen, ModalScreen):
+            yield from self._places(home.view)
 
-    def _run_later(self, screen: Screen[object], action: str) -> None:
-        self.call_later(self.run_action, action, screen)
+    def _places(self, view: HomeView) -> Iterable[SystemCommand]:
+        """Where one can go by name: the form of a preset, the screen of a run."""
+        machine = machine_of(view)
+        for preset in view.presets:
+            if preset.config is not None:
+                where, is_twin = preset.path or preset.name, preset.runs_as == "twin"
+                title = f"Preset {safe_text(preset.name, max_chars=80)}"
+                yield SystemCommand(
+                    title, preset.description, partial(self.open_preset, where, machine, cpu_twin=is_twin)
+                )
+        for run in view.runs[:MAX_RUN_COMMANDS]:
+            info = run.info
+            title = f"Run {safe_text(info.name or info.run_id, max_chars=80)}"
+            words = f"{info.status.value}, {safe_text(info.run_id)}"
+            yield SystemCommand(title, words, partial(self.open_run, RunPaths(Path(info.path))))
+
+    def _run_later(self, node: DOMNode, action: str) -> None:
+        self.call_later(self.run_action, action, node)
 
     # What screens ask for
 
     def open_run(self, paths: RunPaths) -> None:
         """Show a run, in place of one or of the form that are shown."""
-        if isinstance(self.screen, Live | LaunchScreen):
+        if later.is_a(self.screen, later.LIVE, later.LAUNCH):
             self.pop_screen()
-        self.push_screen(Live(paths))
+        self.push_screen(later.make(later.LIVE, paths))
 
     def show_home(self) -> None:
         """Back to where a run was opened from."""
-        if isinstance(self.screen, Live):
+        if self.shown_run is not None:
             self.pop_screen()
 
     def show_runs(self) -> None:
         """The screen of all runs."""
-        self.push_screen(Runs())
+        self.push_screen(later.make(later.RUNS))
 
     def compare_marked(self, chosen: RunPaths | None) -> None:
         """The marked runs side by side; with one marked, that and the chosen one."""
@@ -114,10 +138,12 @@ class WorkbenchApp(BaseApp):
         if len(runs) < 2:
             self.notify("mark two or more runs with space first", severity="warning")
             return
-        self.push_screen(CompareScreen(runs))
+        self.push_screen(later.make(later.COMPARE, runs))
 
     def open_preset(self, name_or_path: str, machine: Machine | None, *, cpu_twin: bool) -> None:
         """Show a preset as a form, with what was changed in it before."""
+        from gpuworkbench.tui.form.draft import Draft
+
         try:
             draft = Draft(load_preset(name_or_path), is_twin=cpu_twin)
         except WorkbenchError as error:
@@ -126,7 +152,7 @@ class WorkbenchApp(BaseApp):
         kept = self._drafts.get(draft.preset.path)
         if kept is not None:
             draft = replace(kept, preset=draft.preset)  # its file may have changed since; what was typed stays
-        self.push_screen(LaunchScreen(draft, machine))
+        self.push_screen(later.make(later.LAUNCH, draft, machine))
 
     def keep_draft(self, draft: Draft) -> None:
         """Remember what is being changed in a preset, for as long as the app lives."""
@@ -134,6 +160,8 @@ class WorkbenchApp(BaseApp):
 
     def start_preset(self, name: str, *, cpu_twin: bool) -> None:
         """Prepare and start a new run of a preset as it is."""
+        from gpuworkbench.launch.create import LaunchRequest
+
         if cpu_twin:
             self.notify(f"No card here is enough for {name}: starting its CPU twin", markup=False)
         request = LaunchRequest(preset=name, runs_dir=self.services.runs_dir, cpu_twin=cpu_twin)
@@ -145,6 +173,8 @@ class WorkbenchApp(BaseApp):
             return
 
         def prepare(progress: Progress) -> tuple[RunPaths, Path]:
+            from gpuworkbench.launch.create import create
+
             paths = create(request, on_progress=progress)
             if draft is not None:
                 self._drafts_of_runs[paths] = draft
@@ -156,15 +186,19 @@ class WorkbenchApp(BaseApp):
         self._again = again
         start_launch(Launch(label, prepare, is_new=True, queue=request.queue, share=request.share), self.post_message)
 
-    def resume_run(self, paths: RunPaths, *, queue: bool = False, share: bool = False) -> None:
-        """Check in the background that a run may go on, and start its trainer."""
+    def resume_run(
+        self, paths: RunPaths, *, steps: int | None = None, queue: bool = False, share: bool = False
+    ) -> None:
+        """Check in the background that a run may go on (up to `steps`), and start its trainer."""
         if not self._may_launch(paths.run_id):
             return
 
         def prepare(_progress: Progress) -> tuple[RunPaths, Path]:
-            return paths, resume(paths, queue=queue or share).run_file
+            from gpuworkbench.launch.resume import resume
 
-        self._again = lambda claim: self.resume_run(paths, queue=claim == "queue", share=claim == "share")
+            return paths, resume(paths, steps=steps, queue=queue or share).run_file
+
+        self._again = lambda claim: self.resume_run(paths, steps=steps, queue=claim == "queue", share=claim == "share")
         start_launch(Launch(paths.run_id, prepare, is_new=False, queue=queue, share=share), self.post_message)
 
     def _may_launch(self, name: str) -> bool:
@@ -190,8 +224,7 @@ class WorkbenchApp(BaseApp):
         self._launch_over()
         self.services.trainers.add(message.trainer)
         paths = message.trainer.paths
-        shown = self.screen
-        if isinstance(shown, Live) and shown.paths == paths:
+        if self.shown_run == paths:
             self.notify("resuming", title=safe_text(message.name), markup=False)
         else:
             self.open_run(paths)
@@ -201,8 +234,8 @@ class WorkbenchApp(BaseApp):
         self._launch_over()
         if message.busy:
             self._ask_to_queue(message.busy)
-        elif isinstance(self.screen, LaunchScreen):
-            self.screen.refused(message.line)
+        elif (form := self._form) is not None:
+            form.refused(message.line)
         else:
             self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
 
@@ -211,12 +244,17 @@ class WorkbenchApp(BaseApp):
         """A trainer refused after it was started: back to where it was started from."""
         self.services.trainers.reap()
         draft = self._drafts_of_runs.pop(message.paths, None)
-        if isinstance(self.screen, Live) and self.screen.paths == message.paths and not message.paths.root.exists():
+        if self.shown_run == message.paths and not message.paths.root.exists():
             self.pop_screen()
             if draft is not None:
-                self.push_screen(LaunchScreen(draft, refusal=message.line))
+                self.push_screen(later.make(later.LAUNCH, draft, refusal=message.line))
                 return
         self.notify(message.line, title=safe_text(message.name), severity="error", timeout=15, markup=False)
+
+    @property
+    def _form(self) -> LaunchScreen | None:
+        """The form, where that is on top."""
+        return self.screen if later.is_a(self.screen, later.LAUNCH) else None  # type: ignore[return-value]
 
     def _ask_to_queue(self, busy: str) -> None:
         """A card in use: wait for it, share it, or leave it."""
@@ -268,7 +306,7 @@ def run_app(services: Services, open_first: RunPaths | None = None) -> int:
     app = WorkbenchApp(services, open_first)
     app.run()
     code = app.return_code or 0
-    if any(thread.name.startswith((LAUNCH_THREAD, PREVIEW_THREAD)) for thread in threading.enumerate()):
+    if any(thread.name.startswith(NATIVE_THREADS) for thread in threading.enumerate()):
         # Data is being prepared. Native code on a thread would be torn down with the interpreter, and abort.
         sys.stdout.flush()
         sys.stderr.flush()

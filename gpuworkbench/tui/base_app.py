@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from textual import on
 from textual.app import App, SystemCommand
@@ -21,13 +22,10 @@ from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.status import RunStatus
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui import later
 from gpuworkbench.tui.background import in_background
 from gpuworkbench.tui.notices import Ended, EndsSource, tell
-from gpuworkbench.tui.screens.doctor import DoctorScreen
 from gpuworkbench.tui.screens.home import Home
-from gpuworkbench.tui.screens.live import Live
-from gpuworkbench.tui.screens.runs import Runs
-from gpuworkbench.tui.screens.sample import SampleScreen
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
 from gpuworkbench.tui.watch import Watcher
@@ -156,7 +154,8 @@ class BaseApp(App[int]):
         ended = self._ends.take() if self._ends is not None else None
         for end in (ended or ())[self._n_told :]:
             self._tell(end.words)
-            if not (isinstance(self.screen, Live) and self.screen.paths.run_id == end.run_id):
+            shown = self.shown_run
+            if shown is None or shown.run_id != end.run_id:
                 is_good = end.status is RunStatus.COMPLETED
                 severity: SeverityLevel = "information" if is_good else "error"
                 self.notify(safe_text(end.words), title="a run ended", severity=severity, markup=False)
@@ -175,27 +174,37 @@ class BaseApp(App[int]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Sampling begins where a run is chosen; the doctor does not call itself."""
         if action == "sample":
-            return isinstance(self.screen, Home | Runs | Live)
+            return isinstance(self.screen, Home) or later.is_a(self.screen, later.RUNS, later.LIVE)
         if action == "doctor":
-            return isinstance(self.screen, Home | Runs | Live | SampleScreen)
+            return isinstance(self.screen, Home) or later.is_a(self.screen, later.RUNS, later.LIVE, later.SAMPLE)
         return True
+
+    @property
+    def shown_run(self) -> RunPaths | None:
+        """The run on the live screen, where that is on top."""
+        paths: RunPaths | None = getattr(self.screen, "paths", None) if later.is_a(self.screen, later.LIVE) else None
+        return paths
+
+    def leave(self, screen: Screen[Any]) -> None:
+        """Back from a screen. A second escape, pressed before the first was seen, must not leave the next one too."""
+        if self.screen is screen:
+            self.pop_screen()
 
     def action_sample(self) -> None:
         """The chosen run; two marked ones side by side."""
         marked = self.services.marks.runs()
-        screen = self.screen
-        if isinstance(screen, Live):
-            runs = [screen.paths]
+        if self.shown_run is not None:
+            runs = [self.shown_run]
         elif len(marked) == 2:
             runs = marked
         else:
-            chosen = screen.query_one(RunTable).chosen
+            chosen = self.screen.query_one(RunTable).chosen
             runs = [RunPaths(Path(chosen))] if chosen is not None else []
         if not runs:
             self.notify("choose a run first", severity="warning", markup=False)
             return
-        self.push_screen(SampleScreen(runs))
+        self.push_screen(later.make(later.SAMPLE, runs))
 
     def action_doctor(self) -> None:
         """The doctor's screen."""
-        self.push_screen(DoctorScreen())
+        self.push_screen(later.make(later.DOCTOR))

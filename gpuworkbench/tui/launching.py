@@ -25,7 +25,8 @@ from gpuworkbench.text import safe_text
 
 PROGRESS_INTERVAL_S = 0.1
 START_INTERVAL_S = 0.2
-LAUNCH_THREAD = "launch "
+LAUNCH_THREAD, PREVIEW_THREAD = "launch ", "preview "
+NATIVE_THREADS = (LAUNCH_THREAD, PREVIEW_THREAD)  # they prepare data, in native code
 
 Post = Callable[[Message], object]
 Progress = Callable[[str, float | None], None]

@@ -6,7 +6,7 @@ from textual.app import App
 
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.state.export_plots import export_plot
+from gpuworkbench.state.export_plots import export_plot, written_words
 from gpuworkbench.state.run_state import RunState
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.background import in_background
@@ -21,8 +21,7 @@ def export_in_background(app: App[int], paths: RunPaths, state: RunState, panel:
         written = export_plot(
             paths, state, panel.NAME, panel.SERIES, by=axis.by, smoothing=axis.smoothing, is_log=axis.is_log
         )
-        kinds = ", ".join(path.name.removeprefix(written[0].stem) for path in written)
-        return f"{written[0].with_suffix('')}: {kinds}"
+        return written_words(written)
 
     def done(line: str) -> None:
         app.notify(safe_text(line), title="exported", timeout=10, markup=False)

@@ -13,10 +13,10 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, Preview, check_eval_tokens, prepare, preview
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui.launching import PREVIEW_THREAD
 
 PROGRESS_INTERVAL_S = 0.1
 N_PREVIEWS = 3
-PREVIEW_THREAD = "preview "
 
 
 @dataclass(frozen=True)

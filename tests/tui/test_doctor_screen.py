@@ -54,13 +54,13 @@ async def test_each_check_with_what_to_do(tmp_path: Path, size: tuple[int, int])
         screen = await doctor_is_filled(pilot)
         await pilot.press("home")
         text = screen_text(app)
-        for words in ("✓ Python       Python is well", "✗ torch        the build has", "→ pip install another"):
+        for words in ("✓ Python          Python is well", "✗ torch           the build has", "→ pip install another"):
             assert words in text
         assert "1 of 11 checks failed" in text
         await pilot.press("end")
-        await until(pilot, lambda: "✓ terminal     terminal is well" in screen_text(app), "the end")
+        await until(pilot, lambda: "✓ terminal        terminal is well" in screen_text(app), "the end")
         text += screen_text(app)
-        assert "! caches       not writable" in text
+        assert "! caches          not writable" in text
         assert "→ chmod u+w it" in text
         assert not [line for line in text.split("\n") if RAW.search(line)]
         await pilot.press("c")
@@ -91,7 +91,7 @@ async def test_they_are_shown_as_they_come_and_asked_again(tmp_path: Path, monke
         await home_is_filled(pilot)
         await pilot.press("h")
         await until(pilot, lambda: "Python is well" in screen_text(app), "the first check")
-        assert "… torch        asking" in screen_text(app)
+        assert "… torch           asking" in screen_text(app)
         await pilot.press("r")
         await until(pilot, lambda: len(probes) == 2 and "Python is well" in screen_text(app), "the first check again")
         assert "✗ torch" not in screen_text(app), "what the first look found too late is shown"

@@ -14,6 +14,7 @@ from gpuworkbench.runs.delete import delete_run
 from gpuworkbench.runs.lock import probe_lock
 from gpuworkbench.runs.status import RunStatus
 from gpuworkbench.tui.app import WorkbenchApp
+from gpuworkbench.tui.screens.ask_steps import AskSteps
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.screens.live import Live
 from gpuworkbench.tui.screens.live_edit import LiveEdit
@@ -53,7 +54,7 @@ async def has_status(pilot: Pilot[int], live: Live, status: RunStatus, timeout_s
     return await until(pilot, lambda: live.view is not None and live.view.status is status, status, timeout_s)
 
 
-async def test_start_and_watch_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_watch_to_the_end_and_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = workspace_with_preset(tmp_path, monkeypatch)
     app = WorkbenchApp(Services(runs_dir=workspace.runs))
     async with app.run_test(size=SMALL) as pilot:
@@ -63,6 +64,15 @@ async def test_start_and_watch_to_the_end(tmp_path: Path, monkeypatch: pytest.Mo
         assert "step 40/40" in screen_text(app)
         assert live.view is not None
         assert live.view.state.loss == workspace.losses(live.paths.run_id)[40]
+        await pilot.press("r")  # it is at its end: how far is it to go on?
+        await until(pilot, lambda: isinstance(app.screen, AskSteps), "question")
+        await pilot.press(*"40", "enter")
+        await until(pilot, lambda: "'40' is not a step after 40" in screen_text(app), "refusal")
+        await pilot.press("home", "ctrl+k", *"48", "enter")
+        await until(pilot, lambda: live.view is not None and live.view.state.attempt == 2, "second attempt", 60)
+        await until(pilot, lambda: live.view is not None and live.view.state.step == 48, "further steps", 60)
+        await has_status(pilot, live, RunStatus.COMPLETED)
+        await until(pilot, lambda: "step 48/48" in screen_text(app), "the new end")
         await pilot.press("q")  # nothing is live: no question
         await pilot.pause()
     assert app.return_code == ExitCode.OK

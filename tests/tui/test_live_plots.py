@@ -16,7 +16,7 @@ from gpuworkbench.events.codec import encode
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.runs.lock import RunLock
 from gpuworkbench.runs.status import RunStatus
-from gpuworkbench.tui.follower import power_of
+from gpuworkbench.tui.follower import card_of
 from gpuworkbench.tui.panels.gradient import GradientPanel
 from gpuworkbench.tui.panels.loss import LossPanel
 from gpuworkbench.tui.panels.throughput import format_energy, mfu
@@ -172,11 +172,14 @@ async def test_the_panels_of_a_hybrid_run_on_a_card(tmp_path: Path) -> None:
         assert re.search(rf"MFU +{expected:.1%} of 113 TFLOP/s", text)
         assert format_energy(live.view) == "n/a"  # nobody trains it now
         running = msgspec.structs.replace(live.view.report, status=RunStatus.RUNNING)
-        now = replace(live.view, report=running, power_w=200.0)
+        name = live.view.state.card
+        cards = [Card(index=0, uuid="a", name=name, power_w=200.0), Card(index=1, uuid="b", name=name, power_w=70.0)]
+        now = replace(live.view, report=running, card=cards[0])
         assert format_energy(now) == "80.00 at 200 W"
-        cards = [Card(index=0, uuid="a", power_w=50.0), Card(index=1, uuid="b", power_w=70.0)]
-        assert power_of(now, cards) is None  # the run does not say which
-        assert power_of(now, cards[:1]) == 50.0
+        assert format_energy(replace(live.view, card=cards[0])) == "n/a"  # what was read while it trained is old
+        assert card_of(now, cards) is None  # the run does not say which
+        assert card_of(now, cards[:1]) == cards[0]
+        assert card_of(now, [Card(index=0, uuid="c", name="another card")]) is None
         await pilot.press(*["shift+left"] * 4)
         await pilot.pause(0.1)
         assert "accepted at step 78" in screen_text(app)

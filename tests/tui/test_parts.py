@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuworkbench.gpu.card import Card
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.glyphs import bar, fit_parts, sparkline
+from gpuworkbench.tui.widgets.machine import card_rows
 from gpuworkbench.tui.widgets.plot import Curve, _decimated, draw, nice_ticks, tick_label
 from gpuworkbench.tui.widgets.run_table import PADDING, column_widths
+from gpuworkbench.units import GIB
 
 GREY = (128, 128, 128)
 
@@ -144,3 +147,25 @@ def test_a_watcher_ends_when_its_app_has_gone() -> None:
     watcher.start()
     assert ended.wait(10)
     watcher.join(10)
+
+
+@pytest.mark.parametrize("width", [78, 138, 198])
+def test_several_cards_stand_in_columns(width: int) -> None:
+    cards = [
+        Card(index=0, name="NVIDIA GeForce RTX 5080", memory_total_bytes=16 * GIB, memory_used_bytes=2 * GIB),
+        Card(index=1, name="NVIDIA RTX 4060 Ti", memory_total_bytes=8 * GIB, memory_used_bytes=6 * GIB),
+    ]
+    rows = card_rows(cards, width)
+    first, second = ("".join(part if isinstance(part, str) else part[0] for part in row) for row in rows)
+    assert first.startswith("0  RTX 5080    ")
+    assert second.startswith("1  RTX 4060 Ti ")
+    assert first.index("2.00 GiB") == second.index("6.00 GiB")
+    assert max(len(first), len(second)) <= width
+
+
+def test_many_cards_take_four_rows() -> None:
+    cards = [Card(index=index, name="H200", memory_free_bytes=GIB) for index in range(8)]
+    assert len(card_rows(cards[:4], 78)) == 4
+    rows = card_rows(cards, 78)
+    assert len(rows) == 4
+    assert rows[-1][0][0] == "5 more cards, 5.00 GiB free on them; h lists them"

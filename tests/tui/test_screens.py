@@ -136,7 +136,7 @@ async def test_phases_transfers_and_predictions_of_a_card_run(tmp_path: Path) ->
     async with app.run_test(size=RICH) as pilot:
         await live_is_filled(pilot)
         text = screen_text(app)
-        for shown in ("warmup 30 steps", "predict 47 steps", "40 to go", "4 accepted, 0 rejected"):
+        for shown in ("warmup 30 steps", "predict 4 jumps and 47 steps", "40 to go", "4 accepted, 0 rejected"):
             assert shown in text
         assert "× predicted, not measured" in text
         assert re.search(r"offload in predict +4x +2.73 GiB +88%", text)

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
 
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui.app import WorkbenchApp
@@ -48,7 +49,7 @@ async def test_random_keys(tmp_path: Path) -> None:
         await home_is_filled(pilot)
         for number in range(N_KEYS):
             if number % 40 == 0:
-                bring_up(app, rng, runs)
+                await bring_up(pilot, app, rng, runs)
             app.simulate_key(rng.choice(KEYS))
             if number % 4 == 0:
                 await pilot.pause(0)
@@ -64,16 +65,19 @@ async def test_random_sizes(tmp_path: Path) -> None:
         await home_is_filled(pilot)
         for number in range(N_SIZES):
             if number % 5 == 0:
-                bring_up(app, rng, runs)
+                await bring_up(pilot, app, rng, runs)
             await pilot.resize_terminal(rng.randint(1, 240), rng.randint(1, 80))
             app.simulate_key(rng.choice(["left", "plus", "x", "2", "escape"]))
         await pilot.pause()
 
 
-def bring_up(app: WorkbenchApp, rng: random.Random, runs: list[RunPaths]) -> None:
+async def bring_up(pilot: Pilot[int], app: WorkbenchApp, rng: random.Random, runs: list[RunPaths]) -> None:
     """Another screen on top, from Home."""
+    await pilot.pause()  # a screen is taken away whole; only this test would take it away half made
+    assert any(isinstance(screen, Home) for screen in app.screen_stack), "the keys left Home"
     while not isinstance(app.screen, Home):
         app.pop_screen()
+    await pilot.pause()
     there = [paths for paths in runs if paths.root.is_dir()]
     which = rng.randrange(4)
     if which == 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import re
+import struct
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from gpuworkbench.errors import RunError
-from gpuworkbench.state import export_plots
+from gpuworkbench.state import png
 from gpuworkbench.state.compare import load
-from gpuworkbench.state.export_plots import export_lines, export_plot, standing_points
-from gpuworkbench.state.svg_plot import Line, svg_plot
+from gpuworkbench.state.export_plots import export_lines, export_plot, standing_points, written_words
+from gpuworkbench.state.png import find_font, write_png
+from gpuworkbench.state.svg_plot import HEIGHT, WIDTH, Line, svg_plot
 from tests.fixtures.event_logs import LogBuilder
 from tests.fixtures.faulty_files import FaultyFiles
 from tests.fixtures.recorded_run import HOSTILE, card_run, completed_run, loss_at, new_run
@@ -26,7 +28,7 @@ LOSS = ("loss", "val_loss", "predicted_loss")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUWORKBENCH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(export_plots.shutil, "which", lambda _: None)
+    monkeypatch.setattr(png, "find_font", lambda: None)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -124,20 +126,37 @@ def test_several_runs_in_one_picture(tmp_path: Path) -> None:
     ET.fromstring(svg.read_text())
 
 
-@pytest.mark.skipif(shutil.which("rsvg-convert") is None, reason="rsvg-convert is not installed")
-def test_png_where_a_converter_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(find_font() is None, reason="this machine has no font")
+def test_a_png_of_twice_the_size_with_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("GPUWORKBENCH_CACHE_DIR", str(tmp_path / "cache"))
     paths = completed_run(tmp_path)
     written = export_plot(paths, load(paths).state, "loss", LOSS)
-    assert written[-1].suffix == ".png"
-    assert written[-1].read_bytes().startswith(b"\x89PNG")
+    picture = written[-1].read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert struct.unpack(">II", picture[16:24]) == (2 * WIDTH, 2 * HEIGHT)
+    bare = tmp_path / "bare.svg"
+    bare.write_text(re.sub(r"<text.*?</text>", "", written[0].read_text()))
+    without = write_png(bare)
+    assert without is not None
+    assert without.read_bytes() != picture, "the labels are not drawn"
+    assert written_words(written).endswith(": .svg, .csv, -full.csv, .png")
 
 
-def test_a_converter_that_fails_costs_the_png_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_plots.shutil, "which", lambda _: "/bin/false")
+def test_without_a_font_there_is_no_png_and_a_word_why(tmp_path: Path) -> None:
     paths = completed_run(tmp_path)
-    assert [path.suffix for path in export_plot(paths, load(paths).state, "loss", LOSS)] == [".svg", ".csv", ".csv"]
+    written = export_plot(paths, load(paths).state, "loss", LOSS)
+    assert [path.suffix for path in written] == [".svg", ".csv", ".csv"]
+    assert written_words(written).endswith("fonts-dejavu-core)")
+    assert find_font([tmp_path]) is None
+
+
+def test_a_picture_that_cannot_be_drawn_costs_the_png_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "find_font", lambda: (tmp_path / "no.ttf", "No Such Font"))
+    broken = tmp_path / "broken.svg"
+    broken.write_text("<svg")
+    assert write_png(broken) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.svg"]
 
 
 def test_steps_of_an_unknown_rate_have_empty_cells(tmp_path: Path) -> None:

@@ -8,20 +8,10 @@ from gpuworkbench.runs.status import RunStatus
 from gpuworkbench.state.lines import format_loss, format_rate, one_line
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import bar, fit_parts
-from gpuworkbench.tui.widgets.panel import Panel, Part, lines
+from gpuworkbench.tui.widgets.panel import Panel
+from gpuworkbench.tui.widgets.rows import Part, lines
+from gpuworkbench.tui.widgets.run_looks import STATUS_LOOKS
 from gpuworkbench.units import NOT_AVAILABLE, format_count, format_duration
-
-# status -> (glyph, style); the glyphs differ so that no colour is needed
-STATUS_LOOKS: dict[RunStatus, tuple[str, str]] = {
-    RunStatus.QUEUED: ("◌", "$foreground-muted"),
-    RunStatus.RUNNING: ("●", "$text-success"),
-    RunStatus.PAUSED: ("‖", "$text-warning"),
-    RunStatus.STALLED: ("◔", "$text-warning"),
-    RunStatus.COMPLETED: ("✓", "$text-success"),
-    RunStatus.STOPPED: ("■", "$text-accent"),
-    RunStatus.FAILED: ("✗", "$text-error"),
-    RunStatus.CRASHED: ("✗", "$text-error"),
-}
 
 
 class HeaderPanel(Panel, can_focus=False):

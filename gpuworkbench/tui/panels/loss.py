@@ -8,9 +8,9 @@ from textual.visual import VisualType
 from gpuworkbench.state.curves import curve
 from gpuworkbench.state.lines import format_loss
 from gpuworkbench.tui.follower import RunView
-from gpuworkbench.tui.widgets.panel import Part
 from gpuworkbench.tui.widgets.plot import Curve
 from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
+from gpuworkbench.tui.widgets.rows import Part
 
 VAL_MARKER = "●"
 PREDICTED_MARKER = "×"

@@ -7,9 +7,9 @@ from textual.content import Content
 from gpuworkbench.gpu.host import probe_host
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import bar, sparkline
-from gpuworkbench.tui.widgets.panel import Part, labelled, lines
 from gpuworkbench.tui.widgets.plot import Curve
 from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
+from gpuworkbench.tui.widgets.rows import Part, labelled, lines
 from gpuworkbench.units import GIB, NOT_AVAILABLE, format_bytes
 
 LABEL_WIDTH = 11
@@ -50,7 +50,7 @@ class MemoryPanel(PlotPanel):
             _bar_row("allocated", allocated, full, width),
             _bar_row("reserved", reserved, full, width),
             _bar_row("peak", state.peak_allocated_bytes, full, width),
-            labelled("limit", format_bytes(limit)),
+            labelled("limit", f"{format_bytes(limit)}{_of_card(view)}"),
             *self._common_rows(view, width, "allocated_bytes"),
         ]
 
@@ -77,6 +77,14 @@ class MemoryPanel(PlotPanel):
             rows.append(labelled("host", format_bytes(memory.host_rss_bytes if memory else None)))
         history = sparkline(view.state.series[series].y, width - LABEL_WIDTH)
         return [*rows, [(f"{'history':<{LABEL_WIDTH}}", "$foreground-muted"), (history or NOT_AVAILABLE, "$primary")]]
+
+
+def _of_card(view: RunView) -> str:
+    """The card's whole memory; n/a where the card is not in this machine."""
+    card = view.card
+    if card is None:
+        return f", card {NOT_AVAILABLE}"
+    return f" of {format_bytes(card.memory_total_bytes)}"
 
 
 def _in_gib(curve: Curve) -> Curve:

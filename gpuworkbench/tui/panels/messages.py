@@ -1,4 +1,4 @@
-"""Messages: what the log says that is notable, in the headless wording; and the end of a dead trainer's log."""
+"""Messages: what the log says that is notable, in the headless wording; or what the trainer printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MessagesPanel(RichLog):
     """A log that follows its end; scroll up to read, and it stays."""
 
     TITLE = "Messages"
-    HELP = "What happened, in the order of the log; at a crash the end of trainer.log"
+    HELP = "What happened, in the order of the log; at a crash the end of trainer.log. o shows what the trainer printed"
     is_plot = False
 
     def __init__(self) -> None:
@@ -31,6 +31,16 @@ class MessagesPanel(RichLog):
         self._width = 0
         self._log_end: tuple[str, ...] = ()
         self._reason = ""
+        self._shows_output = False
+        self._output: tuple[str, ...] | None = None
+
+    def toggle_output(self) -> None:
+        """What the trainer printed (trainer.log) in place of the messages, and back."""
+        self._shows_output = not self._shows_output
+        self.border_title = f"{self.title}: trainer.log" if self._shows_output else self.title
+        self._restart()
+        if self.view is not None:
+            self.show(self.view)
 
     def show(self, view: RunView) -> None:
         """Append what is new; start again where the log was replaced."""
@@ -40,6 +50,19 @@ class MessagesPanel(RichLog):
         self.view = view
         if not self.size.width:
             return
+        if self._shows_output:
+            self._show_output(view)
+        else:
+            self._show_messages(view)
+
+    def _show_output(self, view: RunView) -> None:
+        if view.output != self._output:
+            self.clear()
+            self._output = view.output
+            for text in view.output or ("trainer.log is empty: the trainer printed nothing",):
+                self._write(Line(text))
+
+    def _show_messages(self, view: RunView) -> None:
         for event in view.state.notable():
             if event.seq > self._shown_seq:
                 self._shown_seq = event.seq
@@ -71,7 +94,10 @@ class MessagesPanel(RichLog):
         self._shown_seq = -1
         self._log_end = ()
         self._reason = ""
+        self._output = None
 
     def _write(self, line: Line) -> None:
         color = self.app.theme_variables.get(_TONES.get(line.tone, ""), "")
-        self.write(Text(line.text, style=color, overflow="fold"), scroll_end=None)
+        # Without a width it would wrap at that of the terminal at the app's start.
+        width = max(self.scrollable_content_region.width, 20)
+        self.write(Text(line.text, style=color, overflow="fold"), width=width, scroll_end=None)

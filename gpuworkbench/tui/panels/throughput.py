@@ -8,8 +8,8 @@ from gpuworkbench.gpu.peak import peak_flops
 from gpuworkbench.state.lines import format_rate
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import sparkline
-from gpuworkbench.tui.widgets.panel import Part, labelled, lines
 from gpuworkbench.tui.widgets.plot_panel import PlotPanel, axis_curve
+from gpuworkbench.tui.widgets.rows import Part, labelled, lines
 from gpuworkbench.units import NOT_AVAILABLE, format_count, format_duration
 
 

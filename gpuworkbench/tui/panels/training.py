@@ -9,7 +9,8 @@ from gpuworkbench.state.compare import live_value
 from gpuworkbench.state.lines import one_line
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import bar
-from gpuworkbench.tui.widgets.panel import Panel, Part, labelled, lines
+from gpuworkbench.tui.widgets.panel import Panel
+from gpuworkbench.tui.widgets.rows import Part, labelled, lines, row_width
 from gpuworkbench.units import NOT_AVAILABLE
 
 BAR_WIDTH = 8
@@ -26,7 +27,7 @@ class TrainingPanel(Panel):
         rows: list[list[Part]] = [
             labelled("precision", _precision(view)),
             labelled("batch", _batch(view)),
-            _accumulation(view),
+            _accumulation(view, width),
             labelled("mode", _mode(view)),
             labelled("device", _device(view)),
             labelled("rate", self._rate(view)),
@@ -59,17 +60,17 @@ def _batch(view: RunView) -> str:
     return f"{last.effective_batch_size} x {seq_len} = {last.effective_batch_size * seq_len} tokens"
 
 
-def _accumulation(view: RunView) -> list[Part]:
+def _accumulation(view: RunView, width: int) -> list[Part]:
     last = view.state.last_step
     if last is None:
         return labelled("accumulate", NOT_AVAILABLE)
     done, of = last.micro_batch_index, last.grad_accum_steps
-    micro = f" micro-batches of {view.config.train.micro_batch_size}" if view.config is not None else ""
-    return [
-        *labelled("accumulate", ""),
-        (bar(done / of if of else None, BAR_WIDTH), "$primary"),
-        f" {done}/{of}{micro}",
-    ]
+    row: list[Part] = [*labelled("accumulate", ""), (bar(done / of if of else None, BAR_WIDTH), "$primary")]
+    if view.config is None:
+        return [*row, f" {done}/{of}"]
+    size = view.config.train.micro_batch_size
+    full = [*row, f" {done}/{of} micro-batches of {size}"]
+    return full if row_width(full) <= width else [*row, f" {done}/{of} of {size}"]
 
 
 def _mode(view: RunView) -> str:

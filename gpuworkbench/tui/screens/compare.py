@@ -29,20 +29,19 @@ from gpuworkbench.state.compare_table import (
     summary_table,
 )
 from gpuworkbench.state.curves import By, curve
-from gpuworkbench.state.export_plots import export_lines
+from gpuworkbench.state.export_plots import export_lines, written_words
 from gpuworkbench.state.lines import format_loss
 from gpuworkbench.state.svg_plot import Line
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.background import in_background
 from gpuworkbench.tui.compare_data import CompareSource, CompareView
-from gpuworkbench.tui.panels.header import STATUS_LOOKS
 from gpuworkbench.tui.plot_axis import Range
 from gpuworkbench.tui.screens.ask_loss import AskLoss
 from gpuworkbench.tui.screens.plot_actions import PlotActions, plot_bindings
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.compare_plot import WHICH, WHICH_WORDS, ComparePlot, Which, range_of, value_at_cursor
-from gpuworkbench.tui.widgets.panel import Part, lines
-from gpuworkbench.tui.widgets.run_looks import looks
+from gpuworkbench.tui.widgets.rows import Part, lines
+from gpuworkbench.tui.widgets.run_looks import STATUS_LOOKS, looks
 
 if TYPE_CHECKING:
     from gpuworkbench.tui.app import WorkbenchApp
@@ -228,7 +227,7 @@ class CompareScreen(PlotActions, Screen[None]):
 
         def work() -> str:
             written = export_lines(directory, stem, WHICH_WORDS[which], chosen, axis.by, is_log=axis.is_log)
-            return f"{directory / stem}: {', '.join(path.suffix for path in written)}"
+            return written_words(written)
 
         def failed(error: WorkbenchError) -> None:
             self.app.notify(error.line(), title="not exported", severity="error", markup=False)
@@ -243,7 +242,7 @@ class CompareScreen(PlotActions, Screen[None]):
         if self.has_class("solo"):
             self._solo(None)
         else:
-            self.app.pop_screen()
+            self.app.leave(self)
 
     def action_solo(self, index: int) -> None:
         """One part alone, or all again."""

@@ -22,7 +22,7 @@ from gpuworkbench.gpu.doctor import PLACES, render, stream_checks, summary
 from gpuworkbench.gpu.torch_build import TorchProbe
 from gpuworkbench.text import safe_text, wrap_text
 from gpuworkbench.tui.watch import Watcher
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 
 if TYPE_CHECKING:
     from gpuworkbench.tui.app import WorkbenchApp
@@ -35,7 +35,7 @@ LOOKS: dict[Status, tuple[str, str]] = {
     "fail": ("✗", "$text-error"),
     "n/a": ("-", "$foreground-muted"),
 }
-NAME_WIDTH = 12
+NAME_WIDTH = 15
 
 
 class DoctorSource:
@@ -73,7 +73,7 @@ class DoctorScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "look_again", "Again", id="doctor.again", tooltip="Check everything anew"),
         Binding("c,y", "copy", "Copy", id="doctor.copy", tooltip="The whole text to the terminal's clipboard"),
-        Binding("escape", "app.pop_screen", "Back", id="doctor.back", tooltip="Back to where you came from"),
+        Binding("escape", "leave", "Back", id="doctor.back", tooltip="Back to where you came from"),
     ]
 
     class Ready(Message):
@@ -84,12 +84,14 @@ class DoctorScreen(Screen[None]):
         self.found: Found = {}
         self._source: DoctorSource | None = None
         self._watcher: Watcher[Found] | None = None
+        # Held, not looked up: what lies within a box is there later than the screen's first look.
+        self._words = Static("", markup=False)
 
     def compose(self) -> ComposeResult:
         """See the class."""
         with VerticalScroll(id="checks", classes="panel") as box:
             box.border_title = "Doctor: what keeps a run from working here"
-            yield Static("", markup=False)
+            yield self._words
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -113,6 +115,10 @@ class DoctorScreen(Screen[None]):
         self._watcher = Watcher(self._source, lambda: self.post_message(self.Ready()), "doctor")
         self._watcher.start()
         self._show()
+
+    def action_leave(self) -> None:
+        """Back."""
+        self.app.leave(self)
 
     def action_copy(self) -> None:
         """Through the terminal (OSC 52), so that it works over SSH where the terminal allows it."""
@@ -146,9 +152,9 @@ class DoctorScreen(Screen[None]):
         box = self.query_one("#checks", VerticalScroll)
         width = max((box.content_size.width or self.size.width - 4) - NAME_WIDTH - 3, 20)
         box.border_subtitle = summary(self.checks) if self.is_complete else "looking"
-        box.query_one(Static).update(self._words(width))
+        self._words.update(self._lines(width))
 
-    def _words(self, width: int) -> Content:
+    def _lines(self, width: int) -> Content:
         rows: list[list[Part]] = []
         for place in PLACES:
             if place in self.found:

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 
 
 class KeyHelp(NamedTuple):

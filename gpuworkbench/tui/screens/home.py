@@ -18,6 +18,7 @@ from textual.widgets import DataTable, Footer, Input, OptionList, Static
 from gpuworkbench.plan.analytic import Verdict
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.state.lines import one_line
+from gpuworkbench.tui import later
 from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.home_data import HomeSource, HomeView, PresetRow
 from gpuworkbench.tui.screens.dialogs import Confirm
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gpuworkbench.tui.app import WorkbenchApp
 
 WIDE = (110, 30)
+WARM_UP_AFTER_S = 0.5  # the first frame has been drawn by then
 
 
 class Home(Screen[None]):
@@ -104,6 +106,8 @@ class Home(Screen[None]):
     def _ready(self) -> None:
         view = self._watcher.take() if self._watcher is not None else None
         if view is not None:
+            if self.view is None:
+                self.set_timer(WARM_UP_AFTER_S, later.warm_up)
             self.view = view
             self._show()
 
@@ -140,7 +144,7 @@ class Home(Screen[None]):
         if row.config is None:
             self.app.notify(one_line(row.problem), title=row.name, severity="error", markup=False)
             return
-        machine = Machine(self.view.cards, self.view.host, {}) if self.view is not None else None
+        machine = machine_of(self.view) if self.view is not None else None
         self.app.open_preset(row.path or row.name, machine, cpu_twin=row.runs_as == "twin")
 
     @on(PresetList.StartNow)
@@ -207,6 +211,11 @@ class Home(Screen[None]):
                 self.app.start_preset(row.name, cpu_twin=row.runs_as == "twin")
 
         self.app.push_screen(Confirm(question, "Start", "Cancel"), answered)
+
+
+def machine_of(view: HomeView) -> Machine:
+    """The machine as Home read it last; who uses which card is not known to it."""
+    return Machine(view.cards, view.host, {})
 
 
 def _preset_matches(row: PresetRow, words: str) -> bool:

@@ -325,4 +325,4 @@ class LaunchScreen(Screen[None]):
         elif row_of(self.focused) is not None:
             self.query_one("#start", Button).focus()
         else:
-            self.app.pop_screen()
+            self.app.leave(self)

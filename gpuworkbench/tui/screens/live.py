@@ -10,7 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.events import Resize
+from textual.events import Click, Resize
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
@@ -32,6 +32,7 @@ from gpuworkbench.tui.panels.messages import MessagesPanel
 from gpuworkbench.tui.panels.timeline import TimelinePanel
 from gpuworkbench.tui.plot_axis import Range
 from gpuworkbench.tui.plot_export import export_in_background
+from gpuworkbench.tui.screens.ask_steps import AskSteps
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.screens.live_edit import LiveEdit
 from gpuworkbench.tui.screens.plot_actions import PlotActions, plot_bindings
@@ -46,7 +47,7 @@ PANELS: list[type[Panel | MessagesPanel]] = [registry.load(target) for target in
 WIDE = (110, 32)
 PLOT_INTERVAL_S = 0.4
 
-RESUMABLE = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.CRASHED)
+RESUMABLE = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.CRASHED, RunStatus.COMPLETED)
 # action -> the statuses it makes sense in
 ALLOWED: dict[str, tuple[RunStatus, ...]] = {
     "toggle_pause": (RunStatus.RUNNING, RunStatus.PAUSED),
@@ -66,9 +67,16 @@ class Live(PlotActions, Screen[None]):
         Binding("p", "toggle_pause", "Pause", id="live.pause", tooltip="Pause after this step, or go on"),
         Binding("c", "checkpoint", "Save", id="live.checkpoint", tooltip="Write a checkpoint after this step"),
         Binding("s", "stop", "Stop", id="live.stop", tooltip="Write a checkpoint and end the trainer (asks)"),
-        Binding("r", "resume", "Resume", id="live.resume", tooltip="Go on from the last checkpoint"),
+        Binding(
+            "r",
+            "resume",
+            "Resume",
+            id="live.resume",
+            tooltip="Go on from the last checkpoint, or past its end",
+        ),
         Binding("e", "edit", "Edit", id="live.edit", tooltip="Learning rate and intervals, while it trains"),
         Binding("w", "export", "Export", id="live.export", tooltip="This panel's plot and points as files"),
+        Binding("o", "output", "Output", id="live.output", tooltip="What the trainer printed, and back", show=False),
         Binding("escape", "home", "Home", id="live.home", tooltip="Back to Home; the run goes on"),
         Binding("z", "zoom", "Zoom", id="live.zoom", tooltip="The focused panel alone, and back", show=False),
         *(
@@ -133,6 +141,7 @@ class Live(PlotActions, Screen[None]):
             return
         previous, self.view = self.view, view
         with self.app.batch_update():
+            self.set_class(bool(view.state.predictions), "predicts")  # a row of the timeline is for them
             for panel in self.query(Panel):
                 panel.show(view)
             self.query_one(MessagesPanel).show(view)
@@ -216,8 +225,26 @@ class Live(PlotActions, Screen[None]):
         self.app.push_screen(Confirm(question, "Stop it", no), answered)
 
     def action_resume(self) -> None:
-        """Start a trainer on the last checkpoint."""
-        self.app.resume_run(self.paths)
+        """Start a trainer on the last checkpoint; ask how far, where the run has got to its end."""
+        view = self.view
+        if view is None or view.status is not RunStatus.COMPLETED:
+            self.app.resume_run(self.paths)
+            return
+
+        def answered(steps: int | None) -> None:
+            if steps is not None:
+                self.app.resume_run(self.paths, steps=steps)
+
+        self.app.push_screen(AskSteps(view.state.step), answered)
+
+    def action_output(self) -> None:
+        """What the trainer printed, and back."""
+        self.query_one(MessagesPanel).toggle_output()
+
+    def on_click(self, event: Click) -> None:
+        """A double click: that panel alone, or all again."""
+        if event.chain == 2 and isinstance(event.widget, Panel | MessagesPanel) and event.widget in self.panels:
+            self._solo(None if event.widget.has_class("alone") else event.widget)
 
     def action_edit(self) -> None:
         """Ask for other values of what may change live, and send those that were changed."""

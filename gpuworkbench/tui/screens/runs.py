@@ -24,7 +24,7 @@ from gpuworkbench.state.lineage import family_tree
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.home_data import INTERVAL_S, RowReader, RunRow
 from gpuworkbench.tui.watch import Watcher
-from gpuworkbench.tui.widgets.panel import Part, labelled, lines
+from gpuworkbench.tui.widgets.rows import Part, labelled, lines
 from gpuworkbench.tui.widgets.run_browser import RunBrowser, format_moment
 from gpuworkbench.tui.widgets.run_table import RunTable, is_live, is_shown
 
@@ -178,7 +178,7 @@ class Runs(Screen[None]):
             box.display = False
             self.query_one(RunBrowser).focus()
         else:
-            self.app.pop_screen()
+            self.app.leave(self)
 
     @on(Input.Changed, "#filter")
     def _filter_changed(self) -> None:

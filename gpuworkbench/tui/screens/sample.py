@@ -149,4 +149,4 @@ class SampleScreen(Screen[None]):
     def action_leave(self) -> None:
         """End what is being written; where nothing is, go back."""
         if not any([pane.cancel() for pane in self._panes]):
-            self.app.pop_screen()
+            self.app.leave(self)

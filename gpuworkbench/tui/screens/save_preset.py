@@ -24,6 +24,8 @@ MAX_DESCRIPTION = 400
 class SavePreset(ModalScreen[str]):
     """Answers with the name that was saved, with "" where nothing was."""
 
+    AUTO_FOCUS = "#save-name"
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Cancel", id="save.cancel", tooltip="Save nothing"),
         Binding("down", "app.focus_next", "Next", show=False, id="save.next"),
@@ -50,10 +52,6 @@ class SavePreset(ModalScreen[str]):
             with Horizontal(classes="answers"):
                 yield Button("Save", id="save", variant="primary", compact=True)
                 yield Button("Cancel", id="cancel", compact=True)
-
-    def on_mount(self) -> None:
-        """The name comes first."""
-        self.query_one("#save-name", Input).focus()
 
     @property
     def _typed_name(self) -> str:

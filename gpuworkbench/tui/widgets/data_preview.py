@@ -13,7 +13,7 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.preview_data import DataLooked, DataView, PreviewJob, data_key
 from gpuworkbench.tui.widgets.glyphs import bar
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 from gpuworkbench.units import format_count
 
 EDGE = "│"

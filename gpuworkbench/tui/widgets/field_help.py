@@ -8,7 +8,7 @@ from textual.widgets import Static
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.form.draft import Checked
 from gpuworkbench.tui.form.fields import FormField
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 
 
 class FieldHelp(Static):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from textual.widgets import Static
 
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.host import Host
-from gpuworkbench.text import safe_text
+from gpuworkbench.text import cell_width, safe_text
 from gpuworkbench.tui.home_data import HomeView
 from gpuworkbench.tui.widgets.glyphs import bar, fit_parts
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 from gpuworkbench.units import NOT_AVAILABLE, format_bytes
 
 MAX_CARDS = 4
@@ -37,13 +39,33 @@ class MachineStrip(Static):
         view, width = self.view, self.content_size.width
         if view is None or not width:
             return
-        rows = [_card_row(card, width) for card in view.cards[:MAX_CARDS]]
-        if not rows:
-            rows = [_host_row(view.host, view.cpu_percent, width)]
+        rows = card_rows(view.cards, width) or [_host_row(view.host, view.cpu_percent, width)]
         self.update(lines(*rows))
 
 
-def _card_row(card: Card, width: int) -> list[Part]:
+def card_rows(cards: Sequence[Card], width: int) -> list[list[Part]]:
+    """A row a card, in columns where there are several; beyond MAX_CARDS the rest in one row."""
+    if len(cards) < 2:
+        return [_card_row(card, safe_text(card.name or "card", max_chars=40), width) for card in cards]
+    names = [f"{card.index}  {safe_text(_short(card.name), max_chars=28)}" for card in cards]
+    shown = len(cards) if len(cards) <= MAX_CARDS else MAX_CARDS - 1
+    longest = max(map(cell_width, names[:shown]))
+    rows = [
+        _card_row(card, name + " " * (longest - cell_width(name)), width)
+        for card, name in zip(cards[:shown], names, strict=False)
+    ]
+    if rest := cards[shown:]:
+        free = sum(card.memory_free_bytes or 0 for card in rest)
+        rows.append([(f"{len(rest)} more cards, {format_bytes(free)} free on them; h lists them", "$foreground-muted")])
+    return rows
+
+
+def _short(name: str | None) -> str:
+    """`RTX 5080`: what tells cards apart where several stand below one another."""
+    return (name or "card").removeprefix("NVIDIA ").removeprefix("GeForce ")
+
+
+def _card_row(card: Card, name: str, width: int) -> list[Part]:
     total, used = card.memory_total_bytes, card.memory_used_bytes
     share = used / total if used is not None and total else None
     throttle = card.throttle_reasons
@@ -56,8 +78,7 @@ def _card_row(card: Card, width: int) -> list[Part]:
         (6, f"desktop {format_bytes(card.desktop_memory_bytes)}"),
         (7, f"driver {safe_text(card.driver_version or NOT_AVAILABLE)}"),
     ]
-    name = safe_text(card.name or "card", max_chars=40)
-    texts = fit_parts(parts, width - len(name) - BAR_WIDTH - 4)
+    texts = fit_parts(parts, width - cell_width(name) - BAR_WIDTH - 4)
     return [(name, "bold"), "  ", (bar(share, BAR_WIDTH), "$primary"), "  " + "  ".join(texts)]
 
 

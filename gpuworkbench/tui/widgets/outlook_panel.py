@@ -7,8 +7,8 @@ from textual.widgets import Static
 
 from gpuworkbench.plan.analytic import Verdict
 from gpuworkbench.tui.form.outlook import Outlook
-from gpuworkbench.tui.widgets.panel import Part, lines
 from gpuworkbench.tui.widgets.preset_list import VERDICT_STYLES
+from gpuworkbench.tui.widgets.rows import Part, lines
 from gpuworkbench.tui.widgets.waterfall import format_change, waterfall
 from gpuworkbench.units import NOT_AVAILABLE, format_bytes, format_count
 

@@ -15,8 +15,6 @@ from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.plot_axis import PlotAxis
 from gpuworkbench.tui.widgets.plot import Rgb
 
-Part = str | Content | tuple[str, str]
-
 
 class Panel(Static, can_focus=True):
     """One piece of a run. A subclass says its TITLE and makes its content in `draw`, from the view alone."""
@@ -65,11 +63,17 @@ class Panel(Static, can_focus=True):
         width, height = self.content_size
         if self.view is not None and self.is_attached and width > 0 and height > 0:
             self.drawn = self.view
+            self.remove_class("prose")
             self.update(self.draw(self.view, width, height), layout=False)
 
     def draw(self, view: RunView, width: int, height: int) -> VisualType:
         """The content for `width` x `height` cells."""
         raise NotImplementedError
+
+    def prose(self, words: str) -> Content:
+        """Why there is nothing to show: whole sentences, which are wrapped where rows are cut."""
+        self.add_class("prose")
+        return Content.styled(safe_text(words), "$foreground-muted")
 
     def set_legend(self, legend: Content) -> None:
         """Words about the content: on the lower border, or behind the title where there is no lower border."""
@@ -81,23 +85,3 @@ class Panel(Static, can_focus=True):
         """A theme colour for what cannot take theme variables (plots)."""
         color = Color.parse(self.app.theme_variables.get(variable, "#808080"))
         return color.rgb
-
-
-def lines(*rows: Part | list[Part]) -> Content:
-    """Rows of styled parts under one another; a part is text or (text, style with theme variables).
-
-    Every text passes `safe_text` here, also where its panel forgot to.
-    """
-    built = [Content.assemble(*map(_safe, row if isinstance(row, list) else [row])) for row in rows]
-    return Content("\n").join(built)
-
-
-def _safe(part: Part) -> Part:
-    if isinstance(part, str):
-        return safe_text(part)
-    return part if isinstance(part, Content) else (safe_text(part[0]), part[1])
-
-
-def labelled(label: str, value: str, style: str = "", width: int = 11) -> list[Part]:
-    """A muted label and its value."""
-    return [(f"{label:<{width}}", "$foreground-muted"), (value, style)]

@@ -7,7 +7,7 @@ from textual.widgets import Static
 
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.home_data import PresetRow
-from gpuworkbench.tui.widgets.panel import Part, lines
+from gpuworkbench.tui.widgets.rows import Part, lines
 from gpuworkbench.tui.widgets.waterfall import waterfall
 from gpuworkbench.units import NOT_AVAILABLE, format_count
 

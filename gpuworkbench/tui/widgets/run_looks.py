@@ -1,10 +1,27 @@
-"""What tells compared runs apart: a colour, and a marker and a letter for eyes or terminals without colours."""
+"""How runs look: each status by a glyph and a colour; compared ones by a colour, a marker and a letter.
+
+Nothing is said by colour alone, for eyes or terminals without colours.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from textual.color import Color
+
+from gpuworkbench.runs.status import RunStatus
+
+# status -> (glyph, style); the glyphs differ so that no colour is needed
+STATUS_LOOKS: dict[RunStatus, tuple[str, str]] = {
+    RunStatus.QUEUED: ("◌", "$foreground-muted"),
+    RunStatus.RUNNING: ("●", "$text-success"),
+    RunStatus.PAUSED: ("‖", "$text-warning"),
+    RunStatus.STALLED: ("◔", "$text-warning"),
+    RunStatus.COMPLETED: ("✓", "$text-success"),
+    RunStatus.STOPPED: ("■", "$text-accent"),
+    RunStatus.FAILED: ("✗", "$text-error"),
+    RunStatus.CRASHED: ("✗", "$text-error"),
+}
 
 
 class Look(NamedTuple):

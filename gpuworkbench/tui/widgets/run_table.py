@@ -17,10 +17,9 @@ from gpuworkbench.state.compare import MAX_RUNS
 from gpuworkbench.state.lines import format_loss
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.home_data import RunRow
-from gpuworkbench.tui.panels.header import STATUS_LOOKS
 from gpuworkbench.tui.run_actions import ask_delete, edit_label
 from gpuworkbench.tui.widgets.glyphs import bar, sparkline
-from gpuworkbench.tui.widgets.run_looks import looks
+from gpuworkbench.tui.widgets.run_looks import STATUS_LOOKS, looks
 from gpuworkbench.units import NOT_AVAILABLE
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gpuworkbench.plan.analytic import Estimate
 from gpuworkbench.tui.widgets.glyphs import bar
-from gpuworkbench.tui.widgets.panel import Part
+from gpuworkbench.tui.widgets.rows import Part
 from gpuworkbench.units import format_bytes
 
 LABEL_WIDTH = 17
