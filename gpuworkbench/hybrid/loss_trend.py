@@ -7,49 +7,55 @@ from collections.abc import Mapping
 from typing import Any
 
 DECAY = 0.9  # of the running mean and variance: about the last ten steps
-WINDOW = 32  # losses that the straight line is fitted to
+LEVEL_GAIN, SLOPE_GAIN, DAMPING = 0.3, 0.1, 0.95  # of the forecast
 
 
 class LossTrend:
-    """Exponentially weighted mean and variance of the losses of true steps, and the last few of them."""
+    """Losses of true steps in order: weighted mean and variance, and a forecast.
+
+    The forecast is Holt's with a damped trend (Gardner and McKenzie 1985): a loss curve is convex, and a straight line
+    would promise too much.
+    """
 
     def __init__(self) -> None:
         self.mean: float | None = None
         self.variance = 0.0
-        self.recent: list[float] = []
+        self.level = 0.0
+        self.slope = 0.0
+        self.count = 0
 
     def observe(self, loss: float) -> None:
         """One more true step; a loss that is no number is left out."""
         if not math.isfinite(loss):
             return
-        self.recent = [*self.recent[1 - WINDOW :], loss]
+        self.count += 1
         if self.mean is None:
-            self.mean = loss
+            self.mean = self.level = loss
             return
         # West 1979: the incremental form of the weighted mean and variance.
         off = loss - self.mean
         self.mean += (1 - DECAY) * off
         self.variance = DECAY * (self.variance + (1 - DECAY) * off * off)
+        before, trend = self.level, DAMPING * self.slope
+        self.level = LEVEL_GAIN * loss + (1 - LEVEL_GAIN) * (before + trend)
+        self.slope = SLOPE_GAIN * (self.level - before) + (1 - SLOPE_GAIN) * trend
 
     def limit(self, sigmas: float) -> float:
         """The loss beyond which training has diverged: mean + `sigmas` standard deviations; infinite at first."""
         return math.inf if self.mean is None else self.mean + sigmas * math.sqrt(self.variance)
 
     def predicted(self, steps: int) -> float | None:
-        """The loss `steps` true steps ahead on the least-squares line through the last ones; None below three."""
-        n = len(self.recent)
-        if n < 3:
+        """The loss `steps` true steps ahead; None before the third loss."""
+        if self.count < 3:
             return None
-        middle, level = (n - 1) / 2, sum(self.recent) / n
-        covariance = sum((i - middle) * loss for i, loss in enumerate(self.recent))
-        slope = covariance / (n * (n * n - 1) / 12)
-        return level + slope * (n - 1 - middle + steps)
+        return self.level + self.slope * DAMPING * (1 - DAMPING**steps) / (1 - DAMPING)
 
     def values(self) -> dict[str, Any]:
         """The state as JSON can hold it."""
-        return {"mean": self.mean, "variance": self.variance, "recent": list(self.recent)}
+        return dict(vars(self))
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Restore `values`."""
         self.mean = None if values["mean"] is None else float(values["mean"])
-        self.variance, self.recent = float(values["variance"]), [float(loss) for loss in values["recent"]]
+        self.variance, self.level = float(values["variance"]), float(values["level"])
+        self.slope, self.count = float(values["slope"]), int(values["count"])
