@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -37,6 +37,14 @@ class Stateful(Protocol):
 
     def load(self, part: Part) -> None:
         """Restore in place. Raises CheckpointError where the content does not belong here."""
+
+
+@runtime_checkable
+class MayBeMissing(Protocol):
+    """What a checkpoint made without it (before a fork that switched it on) restores to its beginning."""
+
+    def reset(self) -> None:
+        """As at the beginning of a run."""
 
 
 def check_names(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -30,6 +30,13 @@ class OptimizerEntry(NamedTuple):
     implementation: str  # torch: function(parameters by role, OptimizerConfig, device) -> torch.optim.Optimizer
 
 
+class PredictorEntry(NamedTuple):
+    """Where a predictor lives."""
+
+    spec: str  # torch-free: how its jumps are judged and the bytes it keeps
+    implementation: str  # torch: a gpuworkbench.hybrid.predictors.base.Predictor
+
+
 MODELS: Mapping[str, ModelEntry] = {
     "gpt2": ModelEntry(
         "gpuworkbench.config.families.gpt2:Gpt2Config",
@@ -56,6 +63,23 @@ SCHEDULES: Mapping[str, str] = {
     "linear": "gpuworkbench.training.lr_schedule:linear",
     "polynomial": "gpuworkbench.training.lr_schedule:polynomial",
     "warmup_stable_decay": "gpuworkbench.training.lr_schedule:warmup_stable_decay",
+}
+
+PREDICTORS: Mapping[str, PredictorEntry] = {
+    "null": PredictorEntry("gpuworkbench.config.predictors:NULL", "gpuworkbench.hybrid.predictors.null:Null"),
+    "random": PredictorEntry("gpuworkbench.config.predictors:RANDOM", "gpuworkbench.hybrid.predictors.random:Random"),
+    "outer_nesterov": PredictorEntry(
+        "gpuworkbench.config.predictors:OUTER_NESTEROV", "gpuworkbench.hybrid.predictors.outer_nesterov:OuterNesterov"
+    ),
+    "ema_trend": PredictorEntry(
+        "gpuworkbench.config.predictors:EMA_TREND", "gpuworkbench.hybrid.predictors.ema_trend:EmaTrend"
+    ),
+    "line_jump": PredictorEntry(
+        "gpuworkbench.config.predictors:LINE_JUMP", "gpuworkbench.hybrid.predictors.line_jump:LineJump"
+    ),
+    "subspace": PredictorEntry(
+        "gpuworkbench.config.predictors:SUBSPACE", "gpuworkbench.hybrid.predictors.subspace:Subspace"
+    ),
 }
 
 # name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order

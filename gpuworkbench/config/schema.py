@@ -325,6 +325,11 @@ class RunConfig(Section, frozen=True, kw_only=True):
         return self.train.micro_batch_size * self.train.grad_accum_steps * self.train_seq_len
 
     @property
+    def reserved_tokens(self) -> int:
+        """Tokens at the end of the training data that are never trained on: the hybrid trainer's probe."""
+        return self.hybrid.probe_sequences * self.train_seq_len + 1 if self.hybrid.enabled else 0
+
+    @property
     def label(self) -> str:
         """The preset's name as people see it, marked where it is a CPU twin."""
         return f"{self.preset} (CPU twin)" if self.is_cpu_twin else self.preset

@@ -32,8 +32,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _names(config)
     yield from _lengths(config)
     yield from _curricula(config)
-    if config.hybrid.enabled:
-        yield Problem("hybrid.enabled", "this version trains without predicted steps", "set hybrid.enabled = false")
+    yield from _hybrid(config)
     if config.early_stopping.patience and not config.eval.interval_steps:
         yield Problem(
             "early_stopping.patience", "needs validations, but eval.interval_steps is 0", "set eval.interval_steps"
@@ -92,6 +91,26 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
             f"{config.eval_micro_batch_size} x {config.train_seq_len} = {batch_tokens}",
             f"set eval.tokens to {' or '.join(map(str, choices))}",
         )
+
+
+def _hybrid(config: RunConfig) -> Iterator[Problem]:
+    hybrid = config.hybrid
+    if hybrid.ema_eval_decay and not config.eval.interval_steps:
+        yield Problem(
+            "hybrid.ema_eval_decay", "needs validations, but eval.interval_steps is 0", "set eval.interval_steps"
+        )
+    if not hybrid.enabled:
+        return
+    if hybrid.predictor not in registry.PREDICTORS:
+        close = registry.nearest(hybrid.predictor, registry.PREDICTORS)
+        fix = f"did you mean {close!r}? " if close else ""
+        choices = ", ".join(sorted(registry.PREDICTORS))
+        yield Problem("hybrid.predictor", f"{hybrid.predictor!r} is not known", f"{fix}choices: {choices}")
+    for key in ("dynamics", "corrector", "bandit", "auto_tuning"):
+        if getattr(hybrid, key):
+            yield Problem(f"hybrid.{key}", "this version trains without it", f"set hybrid.{key} = false")
+    if not hybrid.exploration:
+        yield Problem("hybrid.exploration", "0, so that nothing is ever predicted", "set it to 1 or more")
 
 
 def _curricula(config: RunConfig) -> Iterator[Problem]:

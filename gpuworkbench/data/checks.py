@@ -36,6 +36,13 @@ def check_fits(config: RunConfig, prepared: PreparedData) -> None:
             f"one sequence of train.seq_len + 1 needs {needed}",
             "use more text or a smaller train.seq_len",
         )
+    if prepared.n_train_tokens < needed + config.reserved_tokens:
+        raise DataError(
+            f"{prepared.description}: {prepared.n_train_tokens} training tokens, "
+            f"one sequence and hybrid.probe_sequences = {config.hybrid.probe_sequences} need "
+            f"{needed + config.reserved_tokens}",
+            "use more text, or a smaller hybrid.probe_sequences or train.seq_len",
+        )
 
 
 def check_scored(config: RunConfig, prepared: PreparedData) -> None:
@@ -48,6 +55,21 @@ def check_scored(config: RunConfig, prepared: PreparedData) -> None:
                 f"{prepared.description}: not one of the {len(tokens)} {split} tokens is scored: no answers there",
                 "give the data answers, or set data.loss_on=all",
             )
+    _check_probe_scored(config, prepared)
+
+
+def _check_probe_scored(config: RunConfig, prepared: PreparedData) -> None:
+    """DataError where an answer mask leaves nothing of the reserved slice to compare a jump by."""
+    tokens, reserved = prepared.tokens("train"), config.reserved_tokens
+    if not reserved or not tokens.has_mask:
+        return
+    scored = tokens.scored(len(tokens) - reserved + 1, reserved - 1)
+    if scored is not None and not scored.any():
+        raise DataError(
+            f"{prepared.description}: none of the last {reserved - 1} training tokens is scored, and jumps are judged "
+            "by them",
+            "raise hybrid.probe_sequences",
+        )
 
 
 def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | None]:

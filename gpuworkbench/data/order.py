@@ -101,7 +101,7 @@ def batch(
     `part` = (t, j) only part j (0 is the first) of each sequence cut into parts of t tokens, (B, t) each; t divides T.
     """
     seq_len, number = part or (order.seq_len, 0)
-    return _cut(tokens, order.starts_at(position, batch_size) + number * seq_len, seq_len)
+    return cut(tokens, order.starts_at(position, batch_size) + number * seq_len, seq_len)
 
 
 def validation_batch(tokens: Tokens, index: int, batch_size: int, seq_len: int) -> tuple[IntArray, IntArray]:
@@ -113,7 +113,7 @@ def validation_batch(tokens: Tokens, index: int, batch_size: int, seq_len: int) 
     starts = np.arange(first, first + batch_size, dtype=np.int64) * seq_len
     if index < 0 or starts[-1] + seq_len + 1 > len(tokens):
         raise ValueError(f"validation batch {index} lies beyond the split's {len(tokens)} tokens")
-    return _cut(tokens, starts, seq_len)
+    return cut(tokens, starts, seq_len)
 
 
 def permute(indices: IntArray, n: int, seed: int, epoch: int) -> IntArray:
@@ -159,7 +159,8 @@ def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
     return keys
 
 
-def _cut(tokens: Tokens, starts: IntArray, seq_len: int) -> tuple[IntArray, IntArray]:
+def cut(tokens: Tokens, starts: IntArray, seq_len: int) -> tuple[IntArray, IntArray]:
+    """Inputs and targets, int64 (B, seq_len) each, of the windows that begin at `starts` (B,)."""
     block = np.empty((len(starts), seq_len + 1), dtype=np.int64)
     for row, start in enumerate(starts.tolist()):
         block[row] = tokens.slice(start, seq_len + 1)

@@ -18,6 +18,7 @@ from gpuworkbench.events.fold_state import (
     OTHER,
     RING_SIZES,
     VOIDED,
+    VOIDED_AT,
     FoldState,
     PhaseSpan,
     Tally,
@@ -179,8 +180,9 @@ class Fold:
         state = self.state
         for series in self.series.values():
             series.truncate_after(step)
+        self.series["predicted_loss"].truncate_after(step - 1)
         for prediction in state.predictions:
-            if prediction.step > step:
+            if prediction.step >= step:
                 state.predictions_accepted -= prediction.accepted
                 state.predictions_rejected -= not prediction.accepted
                 state.prediction_tally.count(prediction, -1)
@@ -188,6 +190,8 @@ class Fold:
         state.predictions_rejected = max(state.predictions_rejected, 0)
         for name in VOIDED:
             setattr(state, name, [event for event in getattr(state, name) if event.step <= step])
+        for name in VOIDED_AT:
+            setattr(state, name, [event for event in getattr(state, name) if event.step < step])
         state.checkpoints = [event for event in state.checkpoints if checkpoint_step(event) <= step]
         state.last_step = state.recent_steps[-1] if state.recent_steps else None
         state.tokens_seen = state.last_step.tokens_seen if state.last_step else None
@@ -259,7 +263,7 @@ class Fold:
 
     def _add_eval(self, event: schema.Eval) -> None:
         self._ring("evals", event)
-        if event.split == "train" or event.loss is None:
+        if event.split != "val" or event.loss is None:
             return
         self.series["val_loss"].append(event.step, event.loss)
         best = self.state.best_evals

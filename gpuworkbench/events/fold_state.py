@@ -40,9 +40,6 @@ RING_SIZES = {
 }
 # What an attempt did beyond the step that a later one begins at is void in these.
 VOIDED = (
-    "predictions",
-    "corrections",
-    "micro_corrections",
     "divergences",
     "evals",
     "best_evals",
@@ -50,6 +47,8 @@ VOIDED = (
     "recent_steps",
     "curriculum_stages",
 )
+# These happen at a step but after its checkpoint, so that an attempt that begins there does them again.
+VOIDED_AT = ("predictions", "corrections", "micro_corrections")
 MAX_KEYS = 64  # phases, transfer kinds: names come from the log, which is foreign
 OTHER = "other"
 

@@ -162,6 +162,7 @@ class Prediction(Event, frozen=True, kw_only=True, tag="prediction"):
     accepted: bool
     delta_norm: float | None = None
     cosine: float | None = None
+    duration_s: float | None = None  # probes and undoing included
 
 
 class Correction(Event, frozen=True, kw_only=True, tag="correction"):

@@ -49,7 +49,8 @@ def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:
     """Total optimizer steps: the smaller of train.max_steps and what train.max_epochs amounts to."""
     limits = [config.train.max_steps] if config.train.max_steps is not None else []
     if config.train.max_epochs is not None:
-        limits.append(max(1, Curriculum.of(config).steps_for(config.train.max_epochs * n_train_tokens)))
+        n_tokens = n_train_tokens - config.reserved_tokens
+        limits.append(max(1, Curriculum.of(config).steps_for(config.train.max_epochs * n_tokens)))
     return min([*limits, MAX_STEPS])
 
 

@@ -67,7 +67,7 @@ class Reducer:
             tokens_per_s=tokens_per_s,
             step_time_s=step_time_s,
             nonfinite_losses=state.nonfinite_losses,
-            last_eval=state.evals[-1] if state.evals else None,
+            last_eval=next((event for event in reversed(state.evals) if event.split == "val"), None),
             best_eval=state.best_evals[-1] if state.best_evals else None,
             last_memory=state.last_memory,
             peak_allocated_bytes=state.peak_allocated_bytes,

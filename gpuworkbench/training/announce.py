@@ -63,7 +63,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
     for code, message in run.notices:
         events.emit(WarningEvent, step=step, code=code, message=message)
     keep_environment(run, record)
-    run.phases.announce(step, "every step is a full step", max(run.max_steps - step, 0))
+    run.phases.announce(step, *run.hybrid.announcement(max(run.max_steps - step, 0)))
     announce_stage(run)
     run.heartbeat.progress(step)
 

@@ -10,7 +10,7 @@ import torch
 
 from gpuworkbench.config.curriculum import Place
 from gpuworkbench.data import TokenArray
-from gpuworkbench.data.order import SampleOrder, batch, validation_batch
+from gpuworkbench.data.order import SampleOrder, batch, cut, validation_batch
 from gpuworkbench.models.head import IGNORE_INDEX
 
 
@@ -24,11 +24,23 @@ class MicroBatch(NamedTuple):
 
 
 class TrainBatches:
-    """Training batches as a pure function of the number of sequences consumed before them."""
+    """Training batches as a pure function of the number of sequences consumed before them.
 
-    def __init__(self, tokens: TokenArray, seq_len: int, seed: int, batch_size: int, device: torch.device) -> None:
+    The last `reserved_tokens` tokens are in none of them.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenArray,
+        seq_len: int,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        *,
+        reserved_tokens: int = 0,
+    ) -> None:
         self.tokens = tokens
-        self.order = SampleOrder(len(tokens), seq_len, seed)
+        self.order = SampleOrder(len(tokens) - reserved_tokens, seq_len, seed)
         self.batch_size = batch_size
         self.device = device
 
@@ -56,6 +68,16 @@ class TrainBatches:
         counts = torch.stack([(y != IGNORE_INDEX).sum() for _, y in held])
         shares = counts.double() / counts.sum().clamp(min=1)
         return (MicroBatch(*xy, count, share) for xy, count, share in zip(held, counts, shares, strict=True))
+
+
+def probe_sequences(
+    tokens: TokenArray, seq_len: int, count: int, device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The last `count` windows of the training tokens, which `reserved_tokens` keeps out of training: (1, T) each."""
+    first = len(tokens) - count * seq_len - 1
+    starts = np.arange(count, dtype=np.int64) * seq_len + first
+    pairs = (cut(tokens, starts[row : row + 1], seq_len) for row in range(count))
+    return [(to_device(x, device), to_device(y, device)) for x, y in pairs]
 
 
 def validation_batches(

@@ -21,7 +21,7 @@ from gpuworkbench.errors import CheckpointError, ConfigError, ForeignCheckpointE
 from gpuworkbench.io.atomic import write_durable
 from gpuworkbench.io.files import Files
 from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
-from gpuworkbench.parts import Part, Stateful
+from gpuworkbench.parts import MayBeMissing, Part, Stateful
 from gpuworkbench.runs.manifest import Manifest, write_manifest
 from gpuworkbench.training.state import STATE_VERSION
 
@@ -129,6 +129,9 @@ def load_checkpoint_files(directory: Path, manifest: Manifest, parts: Mapping[st
     stored = {entry.name for entry in manifest.files}
     for part_name, stateful in parts.items():
         entry = state.parts.get(part_name)
+        if entry is None and isinstance(stateful, MayBeMissing):
+            stateful.reset()
+            continue
         if entry is None:
             raise _foreign(directory, f"it holds no {part_name!r} state")
         if entry.version != stateful.version:

@@ -18,15 +18,16 @@ from gpuworkbench.config.curriculum import Stage
 from gpuworkbench.data.tokenization.tokenizer import end_of_text
 from gpuworkbench.events.schema import CurriculumStage, Eval, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.hybrid.context import BadStep
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.batches import validation_batches
-from gpuworkbench.training.evaluate import evaluate, note_validation, should_stop_early
+from gpuworkbench.training.evaluate import Validation, evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.optim import clip_grad_norm, set_lr
 from gpuworkbench.training.recovery import recover, settle
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun
-from gpuworkbench.training.telemetry import NonfiniteStep, Pending, perplexity
+from gpuworkbench.training.telemetry import Pending, perplexity
 
 INDEX_INTERVAL_STEPS = 32
 _Item = TypeVar("_Item")
@@ -56,13 +57,28 @@ def train(run: TrainingRun) -> str:
     return f"reached max_steps = {run.max_steps}"
 
 
-def train_one_step(run: TrainingRun) -> NonfiniteStep | None:
+def train_one_step(run: TrainingRun) -> BadStep | None:
     """One optimizer step, its counters and its telemetry; returns the first non-finite step that has come to light."""
     progress = run.progress
+    bad = run.hybrid.before_step()
+    if bad is not None:
+        return bad
     lr = set_learning_rate(run, progress.step + 1)
     loss, grad_norm, scored = optimizer_step(run)
     stage = count_step(run)
-    pending = Pending(progress.step, loss, grad_norm, lr, progress.tokens_seen, run.phases.current, stage, scored)
+    run.hybrid.after_step()
+    run.average.update()
+    pending = Pending(
+        progress.step,
+        loss,
+        grad_norm,
+        lr,
+        progress.tokens_seen,
+        run.phases.current,
+        stage,
+        scored,
+        run.hybrid.moments(),
+    )
     bad = run.telemetry.record(pending)
     run.heartbeat.progress(progress.step)
     if progress.step % INDEX_INTERVAL_STEPS == 0:
@@ -128,7 +144,7 @@ def set_learning_rate(run: TrainingRun, step: int) -> float:
     curriculum, tokens_seen = run.curriculum, run.progress.tokens_seen
     at, total = curriculum.schedule_step(step, tokens_seen, run.max_steps)
     multiplier = lr_multiplier(at, run.config.schedule, total) * curriculum.lr_factor(tokens_seen)
-    lr = run.config.optimizer.lr * multiplier * run.settings[LR_SCALE]
+    lr = run.config.optimizer.lr * multiplier * run.settings[LR_SCALE] * run.hybrid.lr_factor()
     set_lr(run.optimizer, lr)
     return lr
 
@@ -146,6 +162,7 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
     scored: torch.Tensor | None = None
     for strategy in run.strategies:
         strategy.before_step()
+    run.hybrid.before_update()
     for batch in run.train_batches.of_step(position, place):
         loss = run.forward(batch.x, batch.y)
         if batch.scored is None or batch.share is None:
@@ -207,26 +224,40 @@ def due(run: TrainingRun, interval_key: str, *, or_at_end: bool = False) -> bool
 def run_validation(run: TrainingRun) -> bool:
     """Evaluate, emit the event, note best and patience; returns whether it is the best so far."""
     with outside_step_time(run):
-        batches = validation_batches(
-            run.data.tokens("val"),
-            run.config.train_seq_len,
-            run.config.eval_micro_batch_size,
-            run.n_eval_batches,
-            run.device.torch_device,
-        )
-        result = evaluate(run.forward, run.model, alive(run, batches))
+        result = validate(run)
         is_best = note_validation(run.progress, result.loss, run.config.early_stopping)
-        run.events.emit(
-            Eval,
-            step=run.progress.step,
-            split="val",
-            loss=result.loss,
-            perplexity=perplexity(result.loss) if math.isfinite(result.loss) else result.loss,
-            tokens=result.tokens,
-            duration_s=result.duration_s,
-            is_best=is_best,
-        )
+        emit_validation(run, "val", result, is_best=is_best)
+        if run.average.is_on:
+            with run.average.in_place():
+                averaged = validate(run)
+            emit_validation(run, "val_ema", averaged)
     return is_best
+
+
+def validate(run: TrainingRun) -> Validation:
+    """The loss on the validation batches with the weights as they are."""
+    batches = validation_batches(
+        run.data.tokens("val"),
+        run.config.train_seq_len,
+        run.config.eval_micro_batch_size,
+        run.n_eval_batches,
+        run.device.torch_device,
+    )
+    return evaluate(run.forward, run.model, alive(run, batches))
+
+
+def emit_validation(run: TrainingRun, split: str, result: Validation, *, is_best: bool = False) -> None:
+    """The event of one validation."""
+    run.events.emit(
+        Eval,
+        step=run.progress.step,
+        split=split,
+        loss=result.loss,
+        perplexity=perplexity(result.loss) if math.isfinite(result.loss) else result.loss,
+        tokens=result.tokens,
+        duration_s=result.duration_s,
+        is_best=is_best,
+    )
 
 
 def write_sample(run: TrainingRun) -> None:

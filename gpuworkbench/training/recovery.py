@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.events.schema import ConfigChanged, Divergence, RunResumed
 from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.hybrid.context import BadStep
 from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.setup import TrainingRun
-from gpuworkbench.training.telemetry import NonfiniteStep
 
 MAX_ROLLBACKS = 3
 
@@ -28,8 +28,11 @@ def settle(run: TrainingRun) -> bool:
     return bad is None
 
 
-def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
-    """A non-finite step: go back to the last checkpoint and pass over the data since, or raise NonfiniteError."""
+def recover(run: TrainingRun, bad: BadStep) -> None:
+    """A non-finite step: undo the jump it came from; else go back to the last checkpoint and pass over the data since,
+    or raise NonfiniteError."""
+    if run.hybrid.survives(bad):
+        return
     what = f"{bad.what} is {bad.value} at step {bad.step}"
     hint = "lower optimizer.lr, or look at the data there"
     if run.config.train.on_nonfinite == "stop":
@@ -58,6 +61,8 @@ def recover(run: TrainingRun, bad: NonfiniteStep) -> None:
         action=f"rollback to step {restored.step}, passing over the data since",
     )
     announce_rollback(run, restored.step)
+    if run.config.hybrid.enabled:
+        run.phases.announce(restored.step, *run.hybrid.announcement(max(run.max_steps - restored.step, 0)))
     keep_settings(run, overridden)
     run.telemetry.start_window()
 

@@ -16,6 +16,9 @@ from gpuworkbench.data import PreparedData, check_eval_tokens
 from gpuworkbench.data.tokenization.tokenizer import Tokenizer
 from gpuworkbench.events.index import IndexKeeper
 from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.hybrid.off import NoHybrid
+from gpuworkbench.hybrid.trainer import HybridTrainer
+from gpuworkbench.hybrid.weight_average import NoAverage
 from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.memory.weights import Weights, weights_of
@@ -29,6 +32,7 @@ from gpuworkbench.training.controls import Controls
 from gpuworkbench.training.device import Device, set_up_device
 from gpuworkbench.training.optim import build_optimizer
 from gpuworkbench.training.phases import Phases
+from gpuworkbench.training.prediction import add_average, add_hybrid
 from gpuworkbench.training.pretrained import Loaded, make_model
 from gpuworkbench.training.settings import LiveSettings
 from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState
@@ -65,6 +69,8 @@ class TrainingRun:
     checkpointer: Checkpointer
     index: IndexKeeper
     telemetry: StepTelemetry
+    hybrid: HybridTrainer | NoHybrid = field(default_factory=NoHybrid)
+    average: NoAverage = field(default_factory=NoAverage)
     controls: Controls | None = None
     start_event_fields: dict[str, Any] = field(default_factory=dict)
     notices: list[tuple[str, str]] = field(default_factory=list)
@@ -112,7 +118,7 @@ def build_run(
         if strategy.has_state:
             parts[f"memory_{strategy.name}"] = strategy
     n_eval_batches, notices = _eval_batches(config, data)
-    return TrainingRun(
+    run = TrainingRun(
         paths=paths,
         config=config,
         device=device,
@@ -132,6 +138,7 @@ def build_run(
             config.data.seed,
             config.train.micro_batch_size,
             device.torch_device,
+            reserved_tokens=config.reserved_tokens,
         ),
         curriculum=Curriculum.of(config),
         n_eval_batches=n_eval_batches,
@@ -158,6 +165,9 @@ def build_run(
         ),
         notices=[*(("data", text) for text in data.warnings), *notices],
     )
+    add_hybrid(run)
+    add_average(run)
+    return run
 
 
 def apply_memory_strategies(model: LanguageModel, config: RunConfig) -> list[Strategy]:

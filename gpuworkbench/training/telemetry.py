@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import psutil
 import torch
@@ -35,6 +36,14 @@ class Pending(NamedTuple):
     phase: str
     stage: Stage
     scored: torch.Tensor | None = None  # tokens the loss is the mean of, where an answer mask leaves some out
+    moments: torch.Tensor | None = None  # (4,) statistics of the optimizer's moments, where somebody reads them
+
+
+class Listener(Protocol):
+    """Who is told of steps."""
+
+    def __call__(self, pending: Pending, loss: float, grad_norm: float, moments: Sequence[float]) -> None:
+        """One step, in order; `loss` is NaN where it had no scored token, `moments` empty where nobody asked."""
 
 
 class NonfiniteStep(NamedTuple):
@@ -66,6 +75,7 @@ class StepTelemetry:
         self.precision_switches = 0
         self.interval_steps = interval_steps if device.torch_device.type == "cuda" else 1
         self.scaler_skips_inf = scaler_skips_inf
+        self.listener: Listener | None = None  # told of every step when its scalars are read
         self._pending: list[Pending] = []
         self._window_started_s = time.perf_counter()
         self._memory_sampled_s = -math.inf
@@ -98,6 +108,9 @@ class StepTelemetry:
         bad: NonfiniteStep | None = None
         for pending, (loss, grad_norm) in zip(self._pending, scalars, strict=True):
             scored_tokens = None if pending.scored is None else next(scored)
+            if self.listener is not None:
+                moments = () if pending.moments is None else pending.moments.tolist()
+                self.listener(pending, math.nan if scored_tokens == 0 else loss, grad_norm, moments)
             self._emit(pending, loss, grad_norm, (step_time_s, tokens_per_s), scored_tokens)
             if bad is None and not math.isfinite(loss):
                 bad = NonfiniteStep(pending.step, "loss", loss)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
+from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 from gpuworkbench.data import PreparedData
 from gpuworkbench.events.schema import Event, Step
@@ -116,6 +117,7 @@ def range_trial(
     flat = replace(
         with_rate(config, lrs[0], config.train.seed),
         schedule=ScheduleConfig(name="constant"),
+        hybrid=HybridConfig(),
     )
     flat = replace(flat, train=replace(flat.train, max_steps=len(lrs)))
     with scratch_run(flat, data) as (run, losses):

@@ -13,7 +13,7 @@ import torch
 from gpuworkbench import registry
 from gpuworkbench.parts import Part
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.training.loop import train
+from gpuworkbench.training.loop import train, train_one_step
 from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.training.state import ScalerState
 from tests.fixtures.local_run import LocalRuns
@@ -30,7 +30,20 @@ WITHOUT_A_PART = {
     r"run\.optimizer\.state(\[#\d+\])?\.len\(\)": "the tensors in it are owned",
 }
 # Tensors that no part owns.
-COPIES = {r"run\.checkpointer\._buffers\._buffers\[#\d+\]": "host copies of owned tensors, for the next checkpoint"}
+COPIES = {
+    r"run\.checkpointer\._buffers\._buffers\[#\d+\]": "host copies of owned tensors, for the next checkpoint",
+    r"run\.hybrid\.context\[\d+\]\[\d+\]\[\d\]": "the probe: read from the data, and never written to",
+}
+HYBRID = {
+    "hybrid.enabled": True,
+    "hybrid.warmup_steps": 2,
+    "hybrid.full_steps": 3,
+    "hybrid.correct_steps": 1,
+    "hybrid.exploration": 9,
+    "hybrid.moment_damping": 0.9,
+    "hybrid.probe_sequences": 2,
+    "hybrid.ema_eval_decay": 0.9,
+}
 SETS = {"train.max_steps": 12, "eval.interval_steps": 5, "sample.interval_steps": 6, "checkpoint.interval_steps": 4}
 
 
@@ -51,7 +64,30 @@ def in_a_part(run: TrainingRun) -> set[str]:
     """Paths of the plain values that parts name."""
     progress = {f"run.progress.{name}" for name in run.parts["progress"].state().values}
     overrides = {f"run.settings.overridden[{name}]" for name in run.parts["settings"].state().values}
-    return {*progress, *overrides, "run.settings.overridden.len()"}
+    return {*progress, *overrides, "run.settings.overridden.len()", *in_the_hybrid_parts(run)}
+
+
+def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
+    """Paths of what the hybrid trainer's parts name."""
+    if "hybrid" not in run.parts:
+        return set()
+    values = run.parts["hybrid"].state().values
+    found = {f"run.hybrid.controller.state.{name}" for name in values["controller"]}
+    found |= {f"run.hybrid.trend.{name}" for name in values["trend"]}
+    found |= {f"run.hybrid.watch.{name}" for name in values["watch"] or ()}
+    found |= {f"run.hybrid.acceptance.outcomes[{number}]" for number in range(len(values["acceptance"]["outcomes"]))}
+    found |= {f"run.parts[predictor].numbers[{name}]" for name in run.parts["predictor"].state().values}
+    lists = ("controller.state.jumps", "watch.losses", "acceptance.outcomes")
+    found |= {f"run.hybrid.{name}.len()" for name in lists}
+    losses = (values["watch"] or {}).get("losses", [])
+    found |= {f"run.hybrid.watch.losses[{number}]" for number in range(len(losses))}
+    found |= {f"run.hybrid.controller.state.jumps[{number}]" for number in range(len(values["controller"]["jumps"]))}
+    found |= {"run.hybrid.watch", "run.hybrid.owes_damping", "run.parts[hybrid_undo].step"}
+    # The tensors in these are owned, and the phase is the controller's.
+    found |= {"run.phases.current", "run.parts[hybrid_undo]._copies.len()", "run.average.average.len()"}
+    kinds = {name.partition("/")[0] for name in run.parts["predictor"].state().tensors}
+    found |= {"run.parts[predictor].numbers.len()", "run.parts[predictor].slots.len()"}
+    return found | {*(f"run.parts[predictor].slots[{k}].len()" for k in kinds)}
 
 
 def forgotten(run: TrainingRun, work: Callable[[], object]) -> list[str]:
@@ -89,6 +125,49 @@ def test_no_part_of_the_state_is_forgotten(local: LocalRuns, optimizer: str) -> 
     assert run.progress.step == 12
     assert random.getstate() == python_state, "Python's generator is in no part"
     assert str(np.random.get_state()) == str(numpy_state), "numpy's generator is in no part"
+    close(run)
+
+
+@pytest.mark.parametrize("predictor", registry.PREDICTORS)
+def test_no_part_of_the_hybrid_trainer_is_forgotten(local: LocalRuns, predictor: str) -> None:
+    sets = {**SETS, **HYBRID, "hybrid.predictor": predictor}
+    run = local.open(local.create(f"hybrid-{predictor.replace('_', '-')}", sets))
+    assert forgotten(run, lambda: train_and_change(run)) == []
+    assert run.hybrid.parts()
+    close(run)
+
+
+def test_no_part_of_a_prediction_under_way_is_forgotten(local: LocalRuns) -> None:
+    """Between two jumps there is a copy to undo the last one from."""
+    sets = {**SETS, **HYBRID, "hybrid.predictor": "line_jump", "optimizer.lr": 1e-4, "train.max_steps": 20}
+    run = local.open(local.create("hybrid-under-way", sets))
+
+    def work() -> None:
+        while not (run.phases.current == "predict" and run.parts["hybrid_undo"].state().tensors):
+            assert train_one_step(run) is None
+
+    assert forgotten(run, work) == []
+    close(run)
+
+
+@pytest.mark.parametrize("part", ["hybrid", "hybrid_undo", "predictor", "weight_average"])
+def test_a_part_of_the_hybrid_trainer_that_is_left_out_is_missed(local: LocalRuns, part: str) -> None:
+    sets = {**SETS, **HYBRID, "hybrid.predictor": "line_jump", "optimizer.lr": 1e-4, "train.max_steps": 20}
+    run = local.open(local.create(f"hybrid-without-{part.replace('_', '-')}", sets))
+    empty = ScalerState(run.scaler)
+
+    def work() -> None:
+        while not run.parts["hybrid_undo"].state().tensors:
+            assert train_one_step(run) is None
+        state = run.parts[part].state()
+        names = {"predictor": "line_jump"} if part == "predictor" else {}
+        run.parts[part] = empty
+        if part == "hybrid":
+            empty.state = lambda: Part(values={**state.values, "trend": {}})  # type: ignore[method-assign]
+        else:
+            empty.state = lambda: Part(values=names)  # type: ignore[method-assign]
+
+    assert any(path.startswith(("run.hybrid", "run.average")) for path in forgotten(run, work))
     close(run)
 
 

@@ -1,0 +1,60 @@
+"""The trainable weights as predictors see them: fp32 values where predictor state lives, one tensor at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gpuworkbench.memory.weights import Weights
+
+
+class Body:
+    """Trainable parameters by name, each once (a tied weight has one name), read and written through `weights`.
+
+    With `state_device` on the host the arithmetic of predictors is done there: a weight comes over, its new value goes
+    back, and the card never holds more than one tensor's fp32 value beside the model.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights, state_device: torch.device) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = weights
+        self.state_device = state_device
+        self._moved: list[Tensor] = []
+
+    @property
+    def n_elements(self) -> int:
+        """Trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def read(self, name: str) -> Tensor:
+        """The value in fp32 on `state_device`; perhaps the weight itself, so do not write to it."""
+        return self.weights.read(self.parameters[name]).to(self.state_device)
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Make `value` (fp32, on `state_device`) the weight's value; the distance counts into `moved`."""
+        parameter = self.parameters[name]
+        self._moved.append(torch.linalg.vector_norm(value - self.read(name)))
+        self.weights.write(parameter, value.to(parameter.device))
+
+    def add(self, name: str, delta: Tensor) -> None:
+        """Move the weight by `delta` (fp32, on `state_device`)."""
+        self.write(name, self.read(name) + delta)
+
+    def empty(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor of the weight's shape where predictor state lives; on the host of a card, page-locked."""
+        return self.empty_like(self.parameters[name], dtype)
+
+    def empty_like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape where predictor state lives."""
+        pin = self.state_device.type == "cpu" and tensor.device.type == "cuda"
+        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self.state_device, pin_memory=pin)
+
+    def copies(self) -> dict[str, Tensor]:
+        """The values now, as state of a predictor."""
+        return {name: self.empty(name).copy_(self.read(name)) for name in self.parameters}
+
+    def moved(self) -> float:
+        """Euclidean length of all writes since the last call (one sync)."""
+        length = float(torch.linalg.vector_norm(torch.stack(self._moved))) if self._moved else 0.0
+        self._moved = []
+        return length

@@ -1,0 +1,104 @@
+"""One jump: probe, move the weights, probe again, and keep or undo it bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from gpuworkbench.config.predictors import PredictorSpec
+from gpuworkbench.events.schema import Prediction
+from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.context import HybridContext
+from gpuworkbench.hybrid.controller import Jump
+from gpuworkbench.hybrid.predictors.base import Predictor
+from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
+from gpuworkbench.hybrid.undo import JumpUndo
+
+
+class Jumper:
+    """Makes the jumps of one run with one predictor."""
+
+    def __init__(
+        self,
+        context: HybridContext,
+        *,
+        spec: PredictorSpec,
+        body: Body,
+        predictor: Predictor,
+        probe: Probe,
+        undo: JumpUndo,
+    ) -> None:
+        self.context = context
+        self.spec = spec
+        self.body = body
+        self.predictor = predictor
+        self.probe = probe
+        self.undo = undo
+
+    def jump(self, jump: Jump, confidence: float | None, predicted_loss: float | None) -> bool:
+        """Returns whether it stands. The duration in the event feeds the screen only."""
+        started_s, step = time.perf_counter(), self.context.step()
+        if self.undo.step != step:
+            self.undo.save(step)
+        for remaining in range(jump.virtual_steps, 1, -1):
+            self._tell_strategies(remaining)
+        before = self.probe.loss()
+        self._tell_strategies(1)
+        horizon, after = self._move(jump.virtual_steps, before, step)
+        accepted = is_accepted(self.spec.rule, before, after)
+        delta_norm = self.body.moved()
+        if accepted:
+            self.predictor.accepted()
+        else:
+            self.undo.restore_weights()
+            self.predictor.rejected()
+        self.context.emit(
+            Prediction,
+            step=step,
+            predictor=self.context.config.hybrid.predictor,
+            exploration=jump.exploration,
+            horizon_steps=horizon,
+            confidence=confidence,
+            predicted_loss=predicted_loss,
+            probe_before=before.mean,
+            probe_after=after.mean,
+            accepted=accepted,
+            delta_norm=delta_norm,
+            duration_s=time.perf_counter() - started_s,
+        )
+        return accepted
+
+    def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss]:
+        """Move the weights as far as it goes; returns how many virtual steps that stands for, and the probe there."""
+        if not self.spec.doubles:
+            return longest, self._try(longest, step)
+        best, horizon, trial = before, 0, 1
+        while True:
+            after = self._try(trial, step)
+            if not (math.isfinite(after.mean) and after.mean < best.mean):
+                break
+            best, horizon = after, trial
+            if trial == longest:
+                return horizon, best
+            trial = min(2 * trial, longest)
+            self.undo.restore_weights()
+        if horizon == 0:
+            return trial, after
+        self.undo.restore_weights()
+        self._propose(horizon, step)
+        return horizon, best
+
+    def _try(self, horizon: int, step: int) -> ProbeLoss:
+        self._propose(horizon, step)
+        return self.probe.loss()
+
+    def _propose(self, horizon: int, step: int) -> None:
+        self.body.moved()  # counts from here
+        self.predictor.propose(horizon, step)
+
+    def _tell_strategies(self, remaining: int) -> None:
+        """A virtual step begins, `remaining` of them before the next true one: time to bring state back."""
+        for strategy in self.context.strategies:
+            virtual_step = getattr(strategy, "virtual_step", None)
+            if virtual_step is not None:
+                virtual_step(remaining)

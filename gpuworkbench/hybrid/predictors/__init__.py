@@ -1,0 +1,1 @@
+"""Predictors of the weights' path, one a file; `gpuworkbench.registry.PREDICTORS` names them."""

@@ -1,0 +1,278 @@
+"""The hybrid trainer: true steps, and between them jumps that are judged.
+
+The training loop calls it around each true step. All decisions are functions of true steps' losses and probe losses
+in order, and of nothing else, so that a resumed run makes the same ones. It reads scalars from the card only where
+something is to be decided.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpuworkbench import registry
+from gpuworkbench.config.predictors import spec_of
+from gpuworkbench.errors import CheckpointError
+from gpuworkbench.events.schema import Correction, Divergence, MicroCorrection
+from gpuworkbench.hybrid.acceptance import AcceptanceRate
+from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.components import NoAdvice
+from gpuworkbench.hybrid.context import BadStep, HybridContext
+from gpuworkbench.hybrid.controller import CORRECT, FULL, PREDICT, WARMUP, Jump, Move, PhaseController, Situation
+from gpuworkbench.hybrid.damping import damp_moments
+from gpuworkbench.hybrid.jump import Jumper
+from gpuworkbench.hybrid.loss_trend import LossTrend
+from gpuworkbench.hybrid.predictors.base import Predictor
+from gpuworkbench.hybrid.probe import Probe
+from gpuworkbench.hybrid.signals import StepSignals, moment_statistics
+from gpuworkbench.hybrid.undo import JumpUndo
+from gpuworkbench.hybrid.watch import Watch
+from gpuworkbench.parts import Part, Stateful
+
+
+class HybridTrainer:
+    """Phases, jumps and their judgement for one run.
+
+    `dynamics`, `monitor`, `residuals`, `corrector`, `bandit` and `tuner` advise it; each is a null object while off.
+    """
+
+    version = 1
+
+    def __init__(self, context: HybridContext) -> None:
+        hybrid = context.config.hybrid
+        self.context = context
+        self.config = hybrid
+        self.spec = spec_of(hybrid.predictor)
+        device = torch.device("cpu") if hybrid.state_device == "host" else context.device
+        self.body = Body(context.model, context.weights, device)
+        make = registry.load(registry.PREDICTORS[hybrid.predictor].implementation)
+        self.predictor: Predictor = make(self.body, hybrid, context.config.train.seed)
+        self.controller = PhaseController(hybrid, averages=self.spec.averages)
+        self.undo = JumpUndo(self.body, context.optimizer)
+        self.probe = Probe(context.forward, context.model, context.probe_sequences)
+        self.jumper = Jumper(
+            context,
+            spec=self.spec,
+            body=self.body,
+            predictor=self.predictor,
+            probe=self.probe,
+            undo=self.undo,
+        )
+        self.trend = LossTrend()
+        self.acceptance = AcceptanceRate()
+        self.watch: Watch | None = None  # the jump that true steps are still to judge
+        self.owes_damping = False
+        self.dynamics = NoAdvice()
+        self.monitor = NoAdvice()
+        self.residuals = NoAdvice()
+        self.corrector = NoAdvice()
+        self.bandit = NoAdvice()
+        self.tuner = NoAdvice()
+        context.phases.current = self.controller.phase
+
+    # What the training loop calls
+
+    def announcement(self, remaining_steps: int) -> tuple[str, int]:
+        """Why an attempt begins in the phase it begins in, and the true steps planned in it."""
+        reason = "the hybrid trainer begins" if self.context.step() == 0 else "as the checkpoint left it"
+        return reason, min(self.controller.planned(), remaining_steps)
+
+    def before_step(self) -> BadStep | None:
+        """Decide and jump, until a true step is next; returns a non-finite step that came to light."""
+        while self.controller.is_due():
+            bad = self.context.flush()
+            if bad is not None:
+                return bad
+            diverged = self._judge() or self.monitor.diverged()
+            action = self.controller.next(self._situation(diverged))
+            if action is None:
+                return None
+            if isinstance(action, Move):
+                self._enter(action)
+            else:
+                self._jump(action)
+        return None
+
+    def before_update(self) -> None:
+        """The optimizer's state is where it computes, and a true step begins."""
+        if self.owes_damping:
+            damp_moments(self.context.optimizer, self.config.moment_damping)
+            self.owes_damping = False
+
+    def after_step(self) -> None:
+        """A true step was taken; its scalars may still be on the card."""
+        self.controller.stepped()
+        self._observe_weights()
+
+    def observe(self, signals: StepSignals) -> None:
+        """The scalars of a true step, in order."""
+        self.trend.observe(signals.loss)
+        if self.watch is not None and signals.phase in (PREDICT, CORRECT):
+            self.watch.losses.append(signals.loss)
+        for component in self._components():
+            component.observe(signals)
+
+    def lr_factor(self) -> float:
+        """Multiple of the scheduled learning rate of the next true step."""
+        return self.controller.correct_lr_factor() * self.tuner.lr_factor() * self.monitor.lr_factor()
+
+    def moments(self) -> Tensor | None:
+        """Statistics of the optimizer's moments, (4,) on the device, where a component reads them."""
+        if not any(component.wants_moments for component in self._components()):
+            return None
+        return moment_statistics(self.context.optimizer, self.context.device)
+
+    def survives(self, bad: BadStep) -> bool:
+        """Whether a non-finite step was a jump's fault and is undone: weights and optimizer are those before it."""
+        if self.undo.step is None:
+            return False
+        went_back_to = self.undo.step
+        self._roll_back()
+        self._tell_judgement(bad.value, rolled_back=True)
+        self.context.emit(
+            Divergence,
+            step=bad.step,
+            level="critical",
+            signal=f"nonfinite {bad.what}",
+            value=bad.value,
+            threshold=None,
+            action=f"rolled back to the weights and optimizer before the jump at step {went_back_to}",
+        )
+        self.watch = None
+        self.predictor.reset()
+        action = self.controller.next(self._situation(f"{bad.what} is {bad.value} at step {bad.step}"))
+        assert isinstance(action, Move)
+        self._enter(action)
+        return True
+
+    # Decisions
+
+    def _situation(self, diverged: str) -> Situation:
+        step = self.context.step()
+        return Situation(
+            confidence=self._confidence(),
+            remaining_steps=self.context.max_steps - step,
+            blocked=self._blocked(step),
+            diverged=diverged,
+            horizon_factor=self.monitor.horizon_factor(),
+        )
+
+    def _confidence(self) -> float | None:
+        known = self.dynamics.confidence(self.config.max_predict_steps)
+        return self.acceptance.rate() if known is None else known
+
+    def _blocked(self, step: int) -> str:
+        begin, end = self.spec.window
+        if not begin <= step / self.context.max_steps <= end:
+            return f"{self.config.predictor} is off outside of {begin:.0%} to {end:.0%} of the run"
+        return self.predictor.ready() or self.bandit.blocked()
+
+    def _enter(self, move: Move) -> None:
+        step = self.context.step()
+        if move.to == PREDICT:
+            self.undo.save(step)  # before a strategy takes the optimizer's state away
+        if move.to == FULL:
+            self.watch = None
+            self.undo.drop()
+        self.context.phases.change(step, move.to, move.reason, move.planned_steps)
+        self._observe_weights()
+
+    def _observe_weights(self) -> None:
+        if self.controller.phase != WARMUP:
+            self.predictor.observe(self.context.step(), self.controller.until_jump())
+
+    def _jump(self, jump: Jump) -> None:
+        """Make the jump, keep or undo it, and tell."""
+        confidence = self._confidence()
+        limit = self.trend.limit(self.config.divergence_threshold)
+        predicted = self._predicted_loss(jump.virtual_steps)
+        accepted = self.jumper.jump(jump, confidence, predicted)
+        self.acceptance.note(accepted)
+        if accepted:
+            self.watch = Watch(limit if math.isfinite(limit) else None, predicted)
+            self.owes_damping = self.config.moment_damping < 1
+        else:
+            self.undo.drop()
+        self.controller.jumped(accepted=accepted)
+
+    def _predicted_loss(self, steps: int) -> float | None:
+        known = self.dynamics.predicted_loss(steps)
+        predicted = self.trend.predicted(steps) if known is None else known
+        return None if predicted is None else self.corrector.corrected_loss(predicted)
+
+    def _judge(self) -> str:
+        """Compare the true steps since the last jump with what went before it; returns why it was undone, or ""."""
+        watch = self.watch
+        if watch is None or not watch.losses:
+            return ""
+        actual = watch.mean_loss()
+        rolled_back = self.undo.step is not None and watch.limit is not None and actual > watch.limit
+        self._tell_judgement(actual, rolled_back=rolled_back)
+        self.watch = None
+        if not rolled_back:
+            return ""
+        self._roll_back()
+        return f"loss {actual:.4g} after the jump is above {watch.limit:.4g}; rolled back"
+
+    def _tell_judgement(self, actual: float, *, rolled_back: bool) -> None:
+        kind = MicroCorrection if self.controller.phase == PREDICT else Correction
+        self.context.emit(
+            kind,
+            step=self.context.step(),
+            actual_loss=actual,
+            predicted_loss=self.watch.predicted if self.watch is not None else None,
+            residual_norm=None,
+            rolled_back=rolled_back,
+        )
+
+    def _roll_back(self) -> None:
+        """Weights and optimizer as before the last jump. Steps and tokens since then stay spent."""
+        self.undo.restore()
+        self.undo.drop()
+        self.owes_damping = False
+        self.predictor.rejected()
+        self.acceptance.revoke()
+
+    # State
+
+    def _components(self) -> tuple[NoAdvice, ...]:
+        return self.dynamics, self.monitor, self.residuals, self.corrector, self.bandit, self.tuner
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds of it."""
+        return {"hybrid": self, "hybrid_undo": self.undo, "predictor": self.predictor}
+
+    def state(self) -> Part:
+        """Decisions so far and what they rest on."""
+        return Part(
+            values={
+                "controller": self.controller.values(),
+                "trend": self.trend.values(),
+                "acceptance": self.acceptance.values(),
+                "watch": None if self.watch is None else self.watch.values(),
+                "owes_damping": self.owes_damping,
+            }
+        )
+
+    def load(self, part: Part) -> None:
+        """Restore. Raises CheckpointError."""
+        values: dict[str, Any] = part.values
+        try:
+            self.controller.load(values["controller"])
+            self.trend.load(values["trend"])
+            self.acceptance.load(values["acceptance"])
+            self.watch = None if values["watch"] is None else Watch.of(values["watch"])
+            self.owes_damping = bool(values["owes_damping"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the hybrid trainer's state cannot be used: {error}") from None
+        self.context.phases.current = self.controller.phase
+
+    def reset(self) -> None:
+        """As at the beginning of a run: what a checkpoint made without it restores to."""
+        self.controller = PhaseController(self.config, averages=self.spec.averages)
+        self.trend, self.acceptance = LossTrend(), AcceptanceRate()
+        self.watch, self.owes_damping = None, False
+        self.context.phases.current = self.controller.phase

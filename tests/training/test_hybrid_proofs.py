@@ -1,0 +1,131 @@
+"""Where extrapolation must win it is accepted, and where it must lose it is undone: problems with a closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.fixtures.toy_training import ToyTraining
+
+EIGENVALUES = torch.tensor([1.0, 1.0, 0.3, 0.3, 0.1, 0.1, 0.03, 0.03])
+PHASES = {"warmup_steps": 2, "full_steps": 10, "correct_steps": 2, "probe_sequences": 2}
+
+
+def quadratic(w: Tensor) -> Tensor:
+    return (EIGENVALUES * w.square()).sum() / 2
+
+
+def on_the_quadratic(predictor: str, **keys: object) -> ToyTraining:
+    """Gradient descent on it: w_t = (1 - lr eigenvalue)^t w_0, a path that every extrapolation shortens."""
+    start = torch.linspace(1, 2, 8)
+    return ToyTraining(
+        start, quadratic, lambda _step, w: EIGENVALUES * w, lr=0.2, predictor=predictor, **{**PHASES, **keys}
+    )
+
+
+@pytest.mark.parametrize("predictor", ["line_jump", "subspace", "ema_trend"])
+def test_extrapolation_wins_on_a_quadratic(predictor: str) -> None:
+    hybrid, plain = on_the_quadratic(predictor), on_the_quadratic("null")
+    hybrid.train()
+    plain.train()
+    jumps = hybrid.of_type("prediction")
+    assert len(jumps) >= 10
+    assert all(jump["accepted"] for jump in jumps[:10])
+    assert all(jump["probe_after"] < jump["probe_before"] for jump in jumps if jump["accepted"])
+    assert not any(event["rolled_back"] for event in hybrid.of_type("correction"))
+    assert quadratic(hybrid.model.flat) < 0.7 * quadratic(plain.model.flat)
+
+
+def test_outer_nesterov_wins_on_a_quadratic() -> None:
+    hybrid, plain = on_the_quadratic("outer_nesterov"), on_the_quadratic("null")
+    hybrid.train(60)
+    plain.train(60)
+    assert all(jump["accepted"] for jump in hybrid.of_type("prediction"))
+    assert quadratic(hybrid.model.flat) < quadratic(plain.model.flat)
+
+
+def test_the_subspace_predicts_four_modes_exactly() -> None:
+    """A jump over six steps lands where six steps of gradient descent would have (fp32)."""
+    training = on_the_quadratic("subspace", max_predict_steps=6, correction_interval=0)
+    training.train(12)
+    before = training.model.flat.detach()
+    assert training.trainer.before_step() is None
+    jump = training.of_type("prediction")[0]
+    assert (jump["accepted"], jump["horizon_steps"]) == (True, 6)
+    expected = before * (1 - 0.2 * EIGENVALUES) ** 6
+    torch.testing.assert_close(training.model.flat.detach(), expected, rtol=2e-3, atol=1e-5)
+
+
+def test_a_random_walk_is_undone_until_nothing_is_predicted_any_more() -> None:
+    """From the minimum of |w|^2 every step of a random walk leads away, and so does its repetition."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 64, generator=generator)
+    training = ToyTraining(
+        torch.zeros(64),
+        lambda w: w.square().sum(),
+        lambda step, _w: noise[step],
+        lr=0.1,
+        predictor="line_jump",
+        exploration=3,
+        **PHASES,
+    )
+    training.train()
+    jumps = training.of_type("prediction")
+    assert [jump["accepted"] for jump in jumps] == [False] * 3
+    assert all(jump["exploration"] for jump in jumps)
+    torch.testing.assert_close(training.model.flat.detach(), -0.1 * noise.sum(0), rtol=1e-4, atol=1e-5)
+    reasons = [reason for _, phase, reason in training.phases.changes if phase == "full"]
+    assert reasons[-1] == "confidence 0.00 is below 0.60"
+
+
+def test_a_jump_that_training_refutes_is_rolled_back() -> None:
+    """The probe sees an improvement, the true steps after it do not: weights and optimizer go back, bit for bit."""
+    training = on_the_quadratic("line_jump", exploration=1, correction_interval=0)
+    training.optimizer.param_groups[0]["momentum"] = 0.5
+    training.train(12)
+    weights = [parameter.detach().clone() for parameter in training.model.h]
+    momenta = [training.optimizer.state[p]["momentum_buffer"].clone() for p in training.model.h]
+    honest = training.loss
+    assert training.trainer.before_step() is None
+    assert training.of_type("prediction")[0]["accepted"]
+    assert not torch.equal(training.model.h[0], weights[0])
+    training.loss = lambda w: honest(w) + 100
+    training.train(2)
+    training.loss = honest
+    assert training.trainer.before_step() is None
+    assert training.of_type("correction")[0]["rolled_back"]
+    assert all(torch.equal(now, then) for now, then in zip(training.model.h, weights, strict=True))
+    buffers = [training.optimizer.state[p]["momentum_buffer"] for p in training.model.h]
+    assert all(torch.equal(now, then) for now, then in zip(buffers, momenta, strict=True))
+    assert training.phases.changes[-1][1] == "full"
+    assert "rolled back" in training.phases.changes[-1][2]
+    assert training.trainer.acceptance.rate() == 0.0
+
+
+def test_a_micro_correction_that_diverges_rolls_back() -> None:
+    training = on_the_quadratic("line_jump", exploration=1)
+    training.train(12)
+    weights = training.model.flat.detach().clone()
+    honest = training.loss
+    training.loss = lambda w: honest(w) if training.step <= 12 and not training.of_type("prediction") else honest(w) + 9
+    training.train(1)
+    assert training.phases.current == "predict"
+    assert training.trainer.before_step() is None
+    assert training.of_type("micro_correction")[0]["rolled_back"]
+    assert torch.equal(training.model.flat, weights)
+    assert training.phases.changes[-1][1] == "full"
+
+
+def test_damping_shrinks_moments_once_after_a_jump_that_stands() -> None:
+    training = on_the_quadratic("line_jump", moment_damping=0.5, correction_interval=0)
+    training.optimizer.param_groups[0]["momentum"] = 0.3
+    training.train(12)
+    before = training.optimizer.state[training.model.h[0]]["momentum_buffer"].clone()
+    assert training.trainer.before_step() is None
+    assert training.of_type("prediction")[0]["accepted"]
+    training.trainer.before_update()
+    after = training.optimizer.state[training.model.h[0]]["momentum_buffer"]
+    assert torch.equal(after, before * 0.5)
+    training.trainer.before_update()
+    assert torch.equal(after, before * 0.5)

@@ -1,0 +1,75 @@
+"""A run with predicted progress, killed anywhere and resumed, is the run that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpuworkbench import registry
+from gpuworkbench.runs.paths import RunPaths
+from tests.fixtures.local_run import LocalRuns, final_tensors, killed
+
+STEPS = 26
+SETS: dict[str, Any] = {
+    "hybrid.enabled": True,
+    "hybrid.warmup_steps": 3,
+    "hybrid.full_steps": 5,
+    "hybrid.correct_steps": 2,
+    "hybrid.exploration": 3,
+    "hybrid.confidence_threshold": 0.3,
+    "hybrid.probe_sequences": 3,
+    "hybrid.moment_damping": 0.9,
+    "hybrid.ema_eval_decay": 0.8,
+    "train.max_steps": STEPS,
+    "checkpoint.interval_steps": 1,
+    "eval.interval_steps": 13,
+}
+TOLD = ("prediction", "correction", "micro_correction", "phase_changed", "step", "eval", "divergence")
+ALWAYS_UNDONE = {"random", "ema_trend", "subspace"}  # here; what they propose is tested where it must win
+CLOCKS = {"seq", "time_unix_s", "mono_s", "attempt", "duration_s", "step_time_s", "tokens_per_s"}
+
+
+def sets(predictor: str) -> dict[str, Any]:
+    return {**SETS, "hybrid.predictor": predictor}
+
+
+def told(local: LocalRuns, paths: RunPaths) -> list[dict[str, Any]]:
+    """What the log says of training, each thing once and without clocks; how an attempt began is left out."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in local.events(paths, *TOLD):
+        if event["type"] == "phase_changed" and event["from_phase"] is None:
+            continue
+        plain = {key: value for key, value in event.items() if key not in CLOCKS}
+        found[event["step"], event["type"], str(plain)] = plain
+    return sorted(found.values(), key=lambda event: (event["step"], event["type"], str(event)))
+
+
+def phases_of_steps(local: LocalRuns, paths: RunPaths) -> set[str]:
+    return {event["phase"] for event in local.events(paths, "step")}
+
+
+@pytest.mark.parametrize("predictor", registry.PREDICTORS)
+def test_killed_in_each_phase_and_resumed_it_is_the_same_run(local: LocalRuns, predictor: str) -> None:
+    whole = local.trained(f"whole-{predictor.replace('_', '-')}", sets(predictor))
+    cut = local.create(f"cut-{predictor.replace('_', '-')}", sets(predictor))
+    for step in (2, 9, 10, 15):  # each in another phase, or in the midst of a prediction
+        killed(local.open(cut), step)
+    assert local.attempt(cut) == 0
+    assert final_tensors(cut, STEPS) == final_tensors(whole, STEPS)
+    assert told(local, cut) == told(local, whole)
+    expected = {"warmup", "full"} if predictor in ALWAYS_UNDONE else {"warmup", "full", "correct"}
+    assert expected <= phases_of_steps(local, whole)
+
+
+def test_it_is_killed_within_a_prediction(local: LocalRuns) -> None:
+    """The predictor whose jumps are always tried three in a row: one of the kills above falls between two of them."""
+    whole = local.trained("whole", {**sets("line_jump"), "optimizer.lr": 1e-4, "hybrid.max_predict_steps": 5})
+    steps = [event["step"] for event in local.events(whole, "step") if event["phase"] == "predict"]
+    assert steps, "no true step within a prediction"
+    for step in steps[:3]:
+        cut = local.create(f"cut-{step}", {**sets("line_jump"), "optimizer.lr": 1e-4, "hybrid.max_predict_steps": 5})
+        killed(local.open(cut), step)
+        assert local.attempt(cut) == 0
+        assert final_tensors(cut, STEPS) == final_tensors(whole, STEPS)
+        assert told(local, cut) == told(local, whole)
