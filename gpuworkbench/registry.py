@@ -61,6 +61,7 @@ SCHEDULES: Mapping[str, str] = {
 # name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order
 MEMORY_STRATEGIES: Mapping[str, str] = {
     "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
+    "activation_checkpointing": "gpuworkbench.memory.activation_checkpointing:ActivationCheckpointing",
 }
 
 
