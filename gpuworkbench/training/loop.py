@@ -206,7 +206,7 @@ def due(run: TrainingRun, interval_key: str, *, or_at_end: bool = False) -> bool
 
 def run_validation(run: TrainingRun) -> bool:
     """Evaluate, emit the event, note best and patience; returns whether it is the best so far."""
-    with outside_step_time(run):
+    with outside_step_time(run), run.precisions.of_validation():
         batches = validation_batches(
             run.data.tokens("val"),
             run.config.train_seq_len,
