@@ -32,6 +32,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _names(config)
     yield from _lengths(config)
     yield from _curricula(config)
+    if config.memory.activation_offload and config.device.compile != "off":
+        what = f"works block by block, and device.compile = {config.device.compile!r} makes one of them all"
+        yield Problem("memory.activation_offload", what, "set device.compile = 'off', or leave it out")
     if config.hybrid.enabled:
         yield Problem("hybrid.enabled", "this version trains without predicted steps", "set hybrid.enabled = false")
     if config.early_stopping.patience and not config.eval.interval_steps:
