@@ -85,6 +85,9 @@ PREDICTORS: Mapping[str, PredictorEntry] = {
 # name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order
 MEMORY_STRATEGIES: Mapping[str, str] = {
     "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
+    "activation_checkpointing": "gpuworkbench.memory.activation_checkpointing:ActivationCheckpointing",
+    "activation_offload": "gpuworkbench.memory.activation_offload:ActivationOffload",
+    "predict_aware_offload": "gpuworkbench.memory.predict_aware_offload:PredictAwareOffload",
 }
 
 

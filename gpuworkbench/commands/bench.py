@@ -63,8 +63,28 @@ def add_lr(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """The flags of `bench memory`."""
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--preset", dest="bench_preset", required=True, metavar="NAME", help="a preset, or a .toml file")
+    what.add_argument("--cpu-twin", dest="bench_cpu_twin", action="store_true", help="the preset's stand-in on the CPU")
+    what.add_argument(
+        "--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help="override a key (repeatable)"
+    )
+    what.add_argument(
+        "--case", dest="bench_cases", action="append", metavar="NAME", help="only this strategy or combination, by name"
+    )
+    what.add_argument("--steps", dest="bench_steps", type=_count, metavar="N", help="steps to compare losses at (30)")
+    what.add_argument("--rounds", type=_count, default=3, metavar="N", help="rounds of step times over all cases (3)")
+    result = parser.add_argument_group("the result")
+    result.add_argument("--out", metavar="FILE", help="store the result there, as JSON")
+    result.add_argument("--snapshot", metavar="FILE", help="the allocation profile of one case, as .json or .csv")
+    result.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout")
+
+
 BENCHES: dict[str, Bench] = {
     "lr": Bench("find the learning rate of a preset", "gpuworkbench.commands.bench_lr:run", add_lr),
+    "memory": Bench("compare the memory strategies", "gpuworkbench.commands.bench_memory:run", add_memory),
 }
 
 

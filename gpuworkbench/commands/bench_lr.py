@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuworkbench.commands import torch_process
 from gpuworkbench.commands.bench_lr_report import print_report
 from gpuworkbench.commands.output import say
 from gpuworkbench.commands.progress import StageProgress
@@ -28,7 +24,7 @@ from gpuworkbench.data import check_eval_tokens
 from gpuworkbench.errors import ConfigError, ExitCode, UsageError
 from gpuworkbench.launch.create import LaunchRequest, Prepared, check
 from gpuworkbench.launch.resume import as_table
-from gpuworkbench.launch.spawn import torch_command, trainer_environment
+from gpuworkbench.launch.spawn import torch_command
 from gpuworkbench.plan.lr_search import RANGE_TEST_STEPS, SearchPlan, best_of, geometric_grid, next_trials
 from gpuworkbench.plan.lr_search_files import SearchFiles, default_directory, open_search
 from gpuworkbench.units import format_duration, format_number
@@ -36,10 +32,6 @@ from gpuworkbench.units import format_duration, format_number
 DEFAULT_STEPS = 200
 DEFAULT_GRID_POINTS = 7
 SAY_INTERVAL_S = 2.0
-
-
-class Stopped(Exception):
-    """SIGINT or SIGTERM."""
 
 
 class Search(NamedTuple):
@@ -180,23 +172,7 @@ def has_work(search: Search) -> bool:
 def follow(search: Search) -> int:
     """Run the searching process and say how far it is; returns its exit code, STOPPED after Ctrl-C or SIGTERM."""
     command = torch_command("gpuworkbench.tools.bench_lr", str(search.files.root))
-    with stopping_signals():
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=trainer_environment()
-        )
-        assert process.stdout is not None
-        try:
-            talk = Talk()
-            for line in process.stdout:
-                talk.hear(msgspec.json.decode(line))
-            code = process.wait()
-        except Stopped:
-            return ExitCode.STOPPED
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    return 128 - code if code < 0 else code
+    return torch_process.follow(command, Talk().hear)
 
 
 class Talk:
@@ -234,25 +210,6 @@ class Talk:
             left = message["steps"] - message["step"] + message["steps_after"]
             line += f"  about {format_duration(left * self._step_time_s)} for all"
         return line
-
-
-@contextmanager
-def stopping_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise Stopped, once."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped
-
-    previous: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
 
 
 def repeat_command() -> str:

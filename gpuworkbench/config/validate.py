@@ -33,6 +33,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _lengths(config)
     yield from _curricula(config)
     yield from _hybrid(config)
+    if config.memory.activation_offload and config.device.compile != "off":
+        what = f"works block by block, and device.compile = {config.device.compile!r} makes one of them all"
+        yield Problem("memory.activation_offload", what, "set device.compile = 'off', or leave it out")
     if config.early_stopping.patience and not config.eval.interval_steps:
         yield Problem(
             "early_stopping.patience", "needs validations, but eval.interval_steps is 0", "set eval.interval_steps"

@@ -6,6 +6,7 @@ import msgspec
 
 from gpuworkbench.config.curriculum import Curriculum
 from gpuworkbench.config.fields import MAX_STEPS
+from gpuworkbench.config.memory_section import MemoryConfig
 from gpuworkbench.config.optimizers import setting, spec_of
 from gpuworkbench.config.schema import OptimizerConfig, RunConfig
 from gpuworkbench.data import PreparedData, absolute_paths
@@ -27,7 +28,7 @@ def resolve(config: RunConfig, data: PreparedData, choice: DeviceChoice) -> RunC
         threads=config.train.threads or physical_cores(),
     )
     device = replace(config.device, kind=choice.kind, index=choice.index, uuid=choice.uuid)
-    memory = replace(config.memory, precision=resolve_precision_name(config.memory.precision, choice))
+    memory = replace(config.memory, **resolve_precisions(config.memory, choice))
     return replace(
         config,
         model=replace(config.model, vocab_size=vocab_size),
@@ -52,6 +53,13 @@ def resolve_steps(config: RunConfig, n_train_tokens: int) -> int:
         n_tokens = n_train_tokens - config.reserved_tokens
         limits.append(max(1, Curriculum.of(config).steps_for(config.train.max_epochs * n_tokens)))
     return min([*limits, MAX_STEPS])
+
+
+def resolve_precisions(memory: MemoryConfig, choice: DeviceChoice) -> dict[str, str]:
+    """memory.precision and each precision_<phase> that is set, without `auto` where the device is known."""
+    names = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
+    values = {name: getattr(memory, name) for name in names}
+    return {name: resolve_precision_name(value, choice) for name, value in values.items() if value is not None}
 
 
 def resolve_precision_name(precision: str, choice: DeviceChoice) -> str:

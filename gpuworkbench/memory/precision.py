@@ -36,8 +36,8 @@ def has_real_bf16(device: torch.device) -> bool:
             return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def resolve_precision(requested: str, device: torch.device) -> Precision:
-    """`memory.precision` (auto, fp32, bf16, fp16) for `device`.
+def resolve_precision(requested: str, device: torch.device, *, key: str = "memory.precision") -> Precision:
+    """`key` (auto, fp32, bf16, fp16) for `device`.
 
     auto is bf16 on a card that has it, fp16 on an older one, fp32 on a CPU. Raises ConfigError for an unknown name
     and for bf16 on a card without it.
@@ -47,13 +47,11 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
             return FP32
         return BF16 if has_real_bf16(device) else FP16
     if requested not in _BY_NAME:
-        raise ConfigError(
-            f"memory.precision = {requested!r} is not known", f"choices: auto, {', '.join(sorted(_BY_NAME))}"
-        )
+        raise ConfigError(f"{key} = {requested!r} is not known", f"choices: auto, {', '.join(sorted(_BY_NAME))}")
     if requested == "bf16" and not has_real_bf16(device):
         raise ConfigError(
-            f"memory.precision = 'bf16': {torch.cuda.get_device_name(device)} has no bf16 in hardware",
-            "set memory.precision = 'fp16' or 'auto'",
+            f"{key} = 'bf16': {torch.cuda.get_device_name(device)} has no bf16 in hardware",
+            f"set {key} = 'fp16' or 'auto'",
         )
     return _BY_NAME[requested]
 
@@ -63,8 +61,3 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     if precision.autocast_dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=precision.autocast_dtype)
-
-
-def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """A loss scaler for fp16; for the others one that is switched off and passes everything through."""
-    return torch.amp.GradScaler(device.type, enabled=precision.needs_scaler)

@@ -30,7 +30,7 @@ class Strategy:
     """Base of the strategies. One with `has_state` is saved with every checkpoint as part `memory_<name>`."""
 
     name: ClassVar[str]
-    has_state: ClassVar[bool] = False
+    has_state: bool = False
     version = 1
 
     @classmethod
@@ -47,6 +47,13 @@ class Strategy:
     def enter_phase(self, phase: str, planned_steps: int | None) -> None:
         """The steps from here on belong to `phase` (warmup, full, predict, correct)."""
 
+    def virtual_step(self, remaining_to_true_step: int) -> None:
+        """The hybrid trainer is about to make a virtual step of a predicted phase, one of a stretch that ends with a
+        true step (a micro-correction, or the next phase): `remaining_to_true_step` counts down to 1, this one included.
+
+        The work of a jump that stands for several virtual steps (proposal, update, probes) follows the first call.
+        """
+
     def before_step(self) -> None:
         """A true optimizer step begins: what it needs is where it computes when this returns."""
 
@@ -55,6 +62,13 @@ class Strategy:
 
     def after_step(self) -> None:
         """The update is done and the gradients are gone."""
+
+    def before_load(self) -> None:
+        """A checkpoint is about to be loaded into model and optimizer: what it overwrites is where it belongs."""
+
+    def resident(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The values of a tensor of the optimizer's state, wherever they are now; itself where it is untouched."""
+        return tensor
 
     def state(self) -> Part:
         """What a resume needs; see `has_state`."""

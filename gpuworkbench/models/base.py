@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from gpuworkbench.models.head import CrossEntropy, head_logits, plain_cross_entropy
 from gpuworkbench.models.kv_cache import KvCache
 
+CallBlock = Callable[[int, nn.Module, Tensor], Tensor]  # (layer, block, x (B, T, C)) -> (B, T, C)
+
+
+def plain_block_call(layer: int, block: nn.Module, x: Tensor) -> Tensor:
+    """The block's own forward pass."""
+    y: Tensor = block(x)
+    return y
+
 
 class LanguageModel(nn.Module):
-    """Base of the families. A family gives `head_weight`, `hidden` and `init_weights`; the rest is here.
+    """Base of the families. A family gives `head_weight`, `blocks`, `hidden` and `init_weights`; the rest is here.
 
-    `cross_entropy` computes head and loss together; a memory strategy may replace it.
+    `cross_entropy` computes head and loss together, `call_block` one block of a pass without a cache; a memory strategy
+    may replace either.
     """
 
     vocab_size: int  # tokens; the table may have more rows
@@ -23,6 +34,12 @@ class LanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.seq_len = seq_len
         self.cross_entropy: CrossEntropy = plain_cross_entropy
+        self.call_block: CallBlock = plain_block_call
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks that `hidden` calls, in order, each through `call_block`."""
+        raise NotImplementedError
 
     @property
     def head_weight(self) -> Tensor:

@@ -7,6 +7,7 @@ are stored as nn.Linear stores them, (out, in), where the published ones are (in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,11 @@ class Gpt2(LanguageModel):
         self.wte.weight[self.vocab_size :] = 0.0
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks."""
+        return list(self.h)
+
+    @property
     def head_weight(self) -> Tensor:
         """(V_padded, C): the token table, which is the head's matrix too."""
         return self.wte.weight
@@ -121,5 +127,5 @@ class Gpt2(LanguageModel):
         x = self.wte(idx) + self.wpe.weight[start:end]
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            x = block(x) if cache is None else block(x, cache.layers[layer])
+            x = self.call_block(layer, block, x) if cache is None else block(x, cache.layers[layer])
         return self.ln_f(x)

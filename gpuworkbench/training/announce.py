@@ -26,7 +26,7 @@ from gpuworkbench.training.loop import announce_stage
 from gpuworkbench.training.recovery import warn_of_damage
 from gpuworkbench.training.setup import TrainingRun
 
-_NOT_COMPARED = frozenset({"attempt", "run_file", "platform"})
+_NOT_COMPARED = frozenset({"attempt", "run_file", "platform", "precision_by_phase"})
 
 
 class RunFile(NamedTuple):
@@ -110,7 +110,8 @@ def environment(run: TrainingRun) -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "mode": run.config.train.mode,
-        "precision": run.precision.name,
+        "precision": run.precisions.current.name,
+        "precision_by_phase": run.precisions.describe(run.config),
         "platform": platform.platform(),
     }
 

@@ -223,7 +223,7 @@ def due(run: TrainingRun, interval_key: str, *, or_at_end: bool = False) -> bool
 
 def run_validation(run: TrainingRun) -> bool:
     """Evaluate, emit the event, note best and patience; returns whether it is the best so far."""
-    with outside_step_time(run):
+    with outside_step_time(run), run.precisions.of_validation():
         result = validate(run)
         is_best = note_validation(run.progress, result.loss, run.config.early_stopping)
         emit_validation(run, "val", result, is_best=is_best)

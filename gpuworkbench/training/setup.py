@@ -19,7 +19,8 @@ from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.hybrid.off import NoHybrid
 from gpuworkbench.hybrid.trainer import HybridTrainer
 from gpuworkbench.hybrid.weight_average import NoAverage
-from gpuworkbench.memory.precision import Precision, autocast, grad_scaler, resolve_precision
+from gpuworkbench.memory.phase_precision import PhasePrecision, grad_scaler
+from gpuworkbench.memory.precision import autocast
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.memory.weights import Weights, weights_of
 from gpuworkbench.models.base import LanguageModel
@@ -48,7 +49,7 @@ class TrainingRun:
     paths: RunPaths
     config: RunConfig
     device: Device
-    precision: Precision
+    precisions: PhasePrecision
     model: LanguageModel
     forward: Forward
     optimizer: torch.optim.Optimizer
@@ -96,17 +97,17 @@ def build_run(
     With `train.init_from` the model has no values yet: a checkpoint gives them, else `load_pretrained`.
     """
     device = set_up_device(config)
-    precision = resolve_precision(config.memory.precision, device.torch_device)
+    precisions = PhasePrecision.of(config, device.torch_device)
     model = make_model(config, device.torch_device)
     torch.manual_seed(config.train.seed)
-    strategies = apply_memory_strategies(model, config)
+    strategies = [precisions, *apply_memory_strategies(model, config)]
     optimizer = build_optimizer(model, config.optimizer, device.torch_device)
-    scaler = grad_scaler(precision, device.torch_device)
+    scaler = grad_scaler(precisions, device.torch_device)
     progress = Progress()
     settings = LiveSettings.of(config)
     parts: dict[str, Stateful] = {
         "model": ModelState(model),
-        "optimizer": OptimizerState(model, optimizer),
+        "optimizer": OptimizerState(model, optimizer, strategies),
         "rng": RngState(device.torch_device),
         "scaler": ScalerState(scaler),
         "progress": progress,
@@ -122,13 +123,13 @@ def build_run(
         paths=paths,
         config=config,
         device=device,
-        precision=precision,
+        precisions=precisions,
         model=model,
-        forward=make_forward(model, config, precision, device.torch_device),
+        forward=make_forward(model, config, precisions, device.torch_device),
         optimizer=optimizer,
         weights=weights_of(optimizer),
         strategies=strategies,
-        phases=Phases(events, strategies),
+        phases=Phases(events, strategies, precisions.describe(config)),
         scaler=scaler,
         data=data,
         tokenizer=data.tokenizer(),
@@ -159,9 +160,8 @@ def build_run(
         telemetry=StepTelemetry(
             events,
             device,
-            precision=precision.name,
+            precisions=precisions,
             interval_steps=config.train.log_interval_steps,
-            scaler_skips_inf=precision.needs_scaler,
         ),
         notices=[*(("data", text) for text in data.warnings), *notices],
     )
@@ -179,28 +179,28 @@ def apply_memory_strategies(model: LanguageModel, config: RunConfig) -> list[Str
     return strategies
 
 
-def make_forward(model: nn.Module, config: RunConfig, precision: Precision, device: torch.device) -> Forward:
-    """`(x, y) -> mean loss`, compiled where asked for, under the run's precision."""
+def make_forward(model: nn.Module, config: RunConfig, precisions: PhasePrecision, device: torch.device) -> Forward:
+    """`(x, y) -> mean loss`, compiled where asked for, under the precision of the phase."""
     network: Any = model
     if config.device.compile != "off":
         mode = None if config.device.compile == "default" else config.device.compile
         network = torch.compile(model, mode=mode, dynamic=False)
-        allow_recompiles(len(Curriculum.of(config).shapes()))
+        allow_recompiles(len(Curriculum.of(config).shapes()) * len(precisions.distinct))
 
     def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with autocast(precision, device):
+        with autocast(precisions.current, device):
             return network(x, y)
 
     return forward
 
 
-def allow_recompiles(n_shapes: int) -> None:
-    """Let torch.compile make a kernel for each shape of a curriculum, in training and in validation.
+def allow_recompiles(n_variants: int) -> None:
+    """Let torch.compile make a kernel for each shape of a curriculum in each precision, in training and in validation.
 
     Beyond its limit (8) it falls back to eager execution, silently but for a line in trainer.log.
     """
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * n_shapes + 2)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * n_variants + 2)
 
 
 def _eval_batches(config: RunConfig, data: PreparedData) -> tuple[int, list[tuple[str, str]]]:

@@ -5,6 +5,7 @@ See gpuworkbench/parts.py for what a part is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from gpuworkbench.errors import CheckpointError
+from gpuworkbench.memory.strategy import Strategy
 from gpuworkbench.parts import Part, check_names
 from gpuworkbench.training.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
 
@@ -54,16 +56,23 @@ class OptimizerState:
 
     version = 1
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, strategies: Sequence[Strategy] = ()) -> None:
+        """`strategies` may have moved the state elsewhere."""
         self.model = model
         self.optimizer = optimizer
+        self.strategies = strategies
 
     def state(self) -> Part:
         """Live tensors, flat names."""
-        return Part(optimizer_state_by_name(self.model, self.optimizer))
+        tensors = optimizer_state_by_name(self.model, self.optimizer)
+        for strategy in self.strategies:
+            tensors = {name: strategy.resident(tensor) for name, tensor in tensors.items()}
+        return Part(tensors)
 
     def load(self, part: Part) -> None:
         """Restore in place."""
+        for strategy in self.strategies:
+            strategy.before_load()
         load_optimizer_state_by_name(self.model, self.optimizer, part.tensors)
 
 

@@ -14,6 +14,7 @@ import torch
 from gpuworkbench.config.curriculum import Stage
 from gpuworkbench.events.schema import Memory, Step
 from gpuworkbench.events.writer import EventWriter
+from gpuworkbench.memory.phase_precision import PhasePrecision
 from gpuworkbench.training.device import Device
 
 MEMORY_INTERVAL_S = 1.0
@@ -46,6 +47,14 @@ class Listener(Protocol):
         """One step, in order; `loss` is NaN where it had no scored token, `moments` empty where nobody asked."""
 
 
+class Computed(NamedTuple):
+    """In what a step was computed: when its scalars are read, the phase may be another."""
+
+    precision: str
+    switches: int  # so far
+    scaler_skips_inf: bool
+
+
 class NonfiniteStep(NamedTuple):
     """The first step whose loss or gradient norm was NaN or infinite."""
 
@@ -65,18 +74,15 @@ class StepTelemetry:
         events: EventWriter,
         device: Device,
         *,
-        precision: str,
+        precisions: PhasePrecision,
         interval_steps: int,
-        scaler_skips_inf: bool,
     ) -> None:
         self.events = events
         self.device = device
-        self.precision = precision
-        self.precision_switches = 0
+        self.precisions = precisions
         self.interval_steps = interval_steps if device.torch_device.type == "cuda" else 1
-        self.scaler_skips_inf = scaler_skips_inf
         self.listener: Listener | None = None  # told of every step when its scalars are read
-        self._pending: list[Pending] = []
+        self._pending: list[tuple[Pending, Computed]] = []
         self._window_started_s = time.perf_counter()
         self._memory_sampled_s = -math.inf
         self._process = psutil.Process()
@@ -87,7 +93,9 @@ class StepTelemetry:
 
     def record(self, pending: Pending) -> NonfiniteStep | None:
         """Take one step; flushes on logging steps. Returns what `flush` returns."""
-        self._pending.append(pending)
+        precision = self.precisions.current
+        computed = Computed(precision.name, self.precisions.switches, precision.needs_scaler)
+        self._pending.append((pending, computed))
         if len(self._pending) >= self.interval_steps:
             return self.flush()
         return None
@@ -96,25 +104,25 @@ class StepTelemetry:
         """Read the scalars (one host-device sync), emit the events, report the first non-finite step."""
         if not self._pending:
             return None
-        scalars = torch.stack([torch.stack((p.loss.float(), p.grad_norm.float())) for p in self._pending]).tolist()
-        counts = [p.scored for p in self._pending if p.scored is not None]
+        scalars = torch.stack([torch.stack((p.loss.float(), p.grad_norm.float())) for p, _ in self._pending]).tolist()
+        counts = [p.scored for p, _ in self._pending if p.scored is not None]
         scored = iter(torch.stack(counts).tolist() if counts else ())
         now = time.perf_counter()
         elapsed_s = now - self._window_started_s
         step_time_s = elapsed_s / len(self._pending)
-        tokens = sum(pending.stage.tokens_per_step for pending in self._pending)
+        tokens = sum(pending.stage.tokens_per_step for pending, _ in self._pending)
         tokens_per_s = tokens / elapsed_s if elapsed_s > 0 else None
         self._window_started_s = now
         bad: NonfiniteStep | None = None
-        for pending, (loss, grad_norm) in zip(self._pending, scalars, strict=True):
+        for (pending, computed), (loss, grad_norm) in zip(self._pending, scalars, strict=True):
             scored_tokens = None if pending.scored is None else next(scored)
             if self.listener is not None:
                 moments = () if pending.moments is None else pending.moments.tolist()
                 self.listener(pending, math.nan if scored_tokens == 0 else loss, grad_norm, moments)
-            self._emit(pending, loss, grad_norm, (step_time_s, tokens_per_s), scored_tokens)
+            self._emit(pending, computed, (loss, grad_norm), (step_time_s, tokens_per_s), scored_tokens)
             if bad is None and not math.isfinite(loss):
                 bad = NonfiniteStep(pending.step, "loss", loss)
-            elif bad is None and not math.isfinite(grad_norm) and not self.scaler_skips_inf:
+            elif bad is None and not math.isfinite(grad_norm) and not computed.scaler_skips_inf:
                 bad = NonfiniteStep(pending.step, "gradient norm", grad_norm)
         self._pending.clear()
         if now - self._memory_sampled_s >= MEMORY_INTERVAL_S:
@@ -144,12 +152,13 @@ class StepTelemetry:
     def _emit(
         self,
         pending: Pending,
-        loss: float,
-        grad_norm: float,
+        computed: Computed,
+        scalars: tuple[float, float],
         rates: tuple[float, float | None],
         scored_tokens: int | None,
     ) -> None:
         has_loss = scored_tokens != 0  # a step that met no scored token has none
+        loss, grad_norm = scalars
         step_time_s, tokens_per_s = rates
         self.events.emit(
             Step,
@@ -163,8 +172,8 @@ class StepTelemetry:
             tokens_seen=pending.tokens_seen,
             tokens_per_s=tokens_per_s,
             step_time_s=step_time_s,
-            precision=self.precision,
-            precision_switches=self.precision_switches,
+            precision=computed.precision,
+            precision_switches=computed.switches,
             effective_batch_size=pending.stage.sequences,
             micro_batch_index=pending.stage.grad_accum_steps,
             grad_accum_steps=pending.stage.grad_accum_steps,

@@ -6,8 +6,13 @@ import torch
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.memory import precision as module
-from gpuworkbench.memory.precision import autocast, grad_scaler, resolve_precision
+from gpuworkbench.memory.phase_precision import PHASES, PhasePrecision, PhaseScaler, grad_scaler
+from gpuworkbench.memory.precision import BF16, FP16, FP32, Precision, autocast, resolve_precision
 from gpuworkbench.models import build_model
+from gpuworkbench.training.attempt import load_run_config
+from gpuworkbench.training.loop import train
+from gpuworkbench.units import format_bytes
+from tests.fixtures.local_run import on_reaching
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -92,7 +97,7 @@ def test_low_precision_gradients_are_near_fp32_ones(name):
     exact = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     precision = resolve_precision(name, CPU)
-    scaler = grad_scaler(precision, CPU)
+    scaler = grad_scaler(PhasePrecision(dict.fromkeys(PHASES, precision)), CPU)
     assert scaler.is_enabled() == (name == "fp16")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with autocast(precision, CPU):
@@ -103,3 +108,102 @@ def test_low_precision_gradients_are_near_fp32_ones(name):
         assert parameter.grad.dtype == torch.float32
         error = (parameter.grad - exact[parameter_name]).norm() / exact[parameter_name].norm()
         assert error < 0.03, parameter_name
+
+
+# A precision for each phase
+
+
+def by_phase(**own: Precision) -> PhasePrecision:
+    return PhasePrecision({**dict.fromkeys(PHASES, FP32), **own})
+
+
+def test_switches_are_those_between_phases_of_different_precision():
+    precisions = by_phase(predict=BF16)
+    seen = []
+    for phase in ("full", "full", "predict", "predict", "correct", "full", "predict"):
+        precisions.enter_phase(phase, None)
+        seen.append((precisions.current.name, precisions.switches))
+    assert seen == [("fp32", 0)] * 2 + [("bf16", 1)] * 2 + [("fp32", 2)] * 2 + [("bf16", 3)]
+    with precisions.of_validation():
+        assert precisions.current == FP32
+    assert (precisions.current, precisions.switches) == (BF16, 3)
+
+    resumed = by_phase(predict=BF16)
+    resumed.load(precisions.state())
+    resumed.enter_phase("predict", None)
+    assert (resumed.current, resumed.switches) == (BF16, 3)
+    assert not by_phase().has_state
+
+
+def test_the_scaler_rests_in_phases_without_fp16():
+    """Against torch's own scaler that is used in the fp16 phase alone."""
+    precisions = by_phase(full=FP16)
+    ours, theirs = grad_scaler(precisions, CPU), torch.amp.GradScaler("cpu")
+    assert isinstance(ours, PhaseScaler)
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
+    for phase, factor in (("full", 2.0), ("predict", 3.0), ("full", float("inf")), ("correct", 1.0), ("full", 0.5)):
+        precisions.enter_phase(phase, None)
+        for scaler, weight, optimizer in zip((ours, theirs), weights, optimizers, strict=True):
+            loss = (weight * factor).sum()
+            if scaler is theirs and phase != "full":
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+        assert torch.equal(*weights), phase
+        assert ours.state_dict() == theirs.state_dict(), phase
+    assert ours.get_scale() == 2.0**15
+
+
+def test_phases_have_their_precision_in_a_run(local):
+    sets = {
+        "memory.precision_predict": "bf16",
+        "train.max_steps": 6,
+        "checkpoint.interval_steps": 2,
+        "eval.interval_steps": 3,
+    }
+    run = local.open(local.create("by-phase", sets))
+    types = []
+    head = run.model.cross_entropy
+
+    def noted(hidden, *rest):
+        loss = head(hidden, *rest)
+        types.append((run.model.training, torch.is_autocast_enabled("cpu")))
+        return loss
+
+    run.model.cross_entropy = noted
+    on_reaching(run, 2, lambda: run.phases.change(2, "predict", "test", 2))
+    on_reaching(run, 4, lambda: run.phases.change(4, "full", "test"))
+    train(run)
+    steps = local.events(run.paths, "step")
+    assert [(event["precision"], event["precision_switches"]) for event in steps] == (
+        [("fp32", 0)] * 2 + [("bf16", 1)] * 2 + [("fp32", 2)] * 2
+    )
+    assert {low for training, low in types if not training} == {False}, "validation is computed as in a full phase"
+    assert [low for training, low in types if training] == [False] * 4 + [True] * 4 + [False] * 4
+    reasons = [event["reason"] for event in local.events(run.paths, "phase_changed")]
+    assert reasons == ["every step is a full step", "test; bf16", "test"]
+    run.checkpointer.wait()
+    run.events.close()
+
+
+def test_each_phase_says_what_it_saves(card, local):
+    config = load_run_config(local.create("words", {"memory.precision": "bf16", "memory.precision_correct": "fp32"}))[0]
+    words = PhasePrecision.of(config, CPU).describe(config)
+    tokens, model = config.train.micro_batch_size * config.train_seq_len, config.model
+    saved = tokens * (model.saved_bytes_per_token(4) - model.saved_bytes_per_token(2)) - 2 * model.n_allocated_params()
+    assert words["full"] == f"bf16, {format_bytes(saved)} less than fp32 (predicted)"
+    assert (words["predict"], words["correct"]) == ("bf16", "fp32")
+    card(False)
+    with pytest.raises(ConfigError, match=r"memory\.precision_full = 'bf16'"):
+        PhasePrecision.of(load_run_config(local.create("no-bf16", {"memory.precision_full": "bf16"}))[0], CUDA)
+
+
+def test_auto_is_resolved_for_each_phase_at_launch(local):
+    memory = load_run_config(local.create("auto", {"memory.precision_predict": "auto"}))[0].memory
+    assert (memory.precision_predict, memory.precision_full) == ("fp32", None)

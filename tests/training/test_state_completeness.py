@@ -16,7 +16,7 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.loop import train, train_one_step
 from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.training.state import ScalerState
-from tests.fixtures.local_run import LocalRuns
+from tests.fixtures.local_run import LocalRuns, on_reaching
 from tests.fixtures.reachable import Reach
 
 # What changes while a run trains and is in no part, and why a resumed run does not miss it.
@@ -28,10 +28,15 @@ WITHOUT_A_PART = {
     r"run\.checkpointer\.(last_saved_step|_buffers\._buffers\.len\(\))": "set by a restore, made by a save",
     r"run\.optimizer\.param_groups\[\d+\]\[lr\]": "a function of step, schedule and settings, set before each step",
     r"run\.optimizer\.state(\[#\d+\])?\.len\(\)": "the tensors in it are owned",
+    r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made by each attempt anew",
+    r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
+    r"run\.controls\.obey.*\.<is_done>": "these tests' own",
 }
 # Tensors that no part owns.
 COPIES = {
     r"run\.checkpointer\._buffers\._buffers\[#\d+\]": "host copies of owned tensors, for the next checkpoint",
+    r"run\.strategies\[\d+\]\._arena\.memory": "the host's side of owned tensors",
+    r"run\.model\.call_block\.pool\._chunks\[\d+\]\.memory": "activations of one step",
     r"run\.hybrid\.context\[\d+\]\[\d+\]\[\d\]": "the probe: read from the data, and never written to",
 }
 HYBRID = {
@@ -64,7 +69,8 @@ def in_a_part(run: TrainingRun) -> set[str]:
     """Paths of the plain values that parts name."""
     progress = {f"run.progress.{name}" for name in run.parts["progress"].state().values}
     overrides = {f"run.settings.overridden[{name}]" for name in run.parts["settings"].state().values}
-    return {*progress, *overrides, "run.settings.overridden.len()", *in_the_hybrid_parts(run)}
+    switches = {"run.precisions.switches"} if "memory_phase_precision" in run.parts else set()
+    return {*progress, *overrides, *switches, "run.settings.overridden.len()", *in_the_hybrid_parts(run)}
 
 
 def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
@@ -168,6 +174,25 @@ def test_a_part_of_the_hybrid_trainer_that_is_left_out_is_missed(local: LocalRun
             empty.state = lambda: Part(values=names)  # type: ignore[method-assign]
 
     assert any(path.startswith(("run.hybrid", "run.average")) for path in forgotten(run, work))
+    close(run)
+
+
+EVERY_STRATEGY = {
+    "model.n_layer": 2,
+    "memory.chunked_cross_entropy": True,
+    "memory.activation_checkpointing": "all",
+    "memory.activation_offload": True,
+    "memory.optimizer_offload": "predict_aware",
+    "memory.precision_predict": "bf16",
+}
+
+
+def test_strategies_keep_nothing_that_a_resume_needs(local: LocalRuns) -> None:
+    run = local.open(local.create("strategies", {**SETS, **EVERY_STRATEGY}))
+    on_reaching(run, 4, lambda: run.phases.change(4, "predict", "test", 3))
+    on_reaching(run, 6, lambda: [strategy.virtual_step(3) for strategy in run.strategies])
+    on_reaching(run, 8, lambda: run.phases.change(8, "full", "test"))
+    assert forgotten(run, lambda: train_and_change(run)) == []
     close(run)
 
 

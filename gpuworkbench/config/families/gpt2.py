@@ -77,15 +77,37 @@ class Gpt2Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, 
         """Parameters in memory: as `n_params`, with the vocabulary padded to a multiple of 64."""
         return self.n_params() + (self.padded_vocab_size - self.vocab_size) * self.n_embd
 
-    def saved_bytes_per_token(self, compute_bytes: int) -> int:
-        """Bytes that backward needs per token, with matrix products of `compute_bytes` an element, without recompute.
+    def saved_bytes_per_token(self, compute_bytes: int, checkpointing: str = "none", every: int = 2) -> int:
+        """Bytes kept for backward per token when the forward pass is done; products have `compute_bytes` an element.
 
         Per block and channel: two inputs of norms (fp32, the residual stream) and 14 inputs of products or GELU
         (after each norm 1, qkv 3, attention's output 1, fc 4, GELU 4): 36 bytes in bf16, 64 in fp32. Dropout keeps a
         mask of one byte after each of two projections. The final norm keeps its input, the head its own.
+
+        `checkpointing` (memory.activation_checkpointing): a block that is recomputed keeps its input (fp32). Selective
+        keeps that and what products and attention gave: qkv 3, attention 1, its projection 1, fc 4. With dropout,
+        attention is recomputed too. `every`: every_n recomputes one block in this many, the first among them.
         """
         masks = 2 if self.dropout else 0
-        return self.n_layer * self.n_embd * (8 + 14 * compute_bytes + masks) + self.n_embd * (4 + compute_bytes)
+        whole = 8 + 14 * compute_bytes + masks
+        attention = 0 if self.dropout else 1
+        recomputed = 4 + (8 + attention) * compute_bytes if checkpointing == "selective" else 4
+        n_recomputed = self.n_recomputed_blocks(checkpointing, every)
+        blocks = n_recomputed * recomputed + (self.n_layer - n_recomputed) * whole
+        return blocks * self.n_embd + self.n_embd * (4 + compute_bytes)
+
+    def recomputed_bytes_per_token(self, compute_bytes: int, checkpointing: str) -> int:
+        """Bytes per token that come back on top while backward is in a recomputed block; one block at a time."""
+        if checkpointing == "none":
+            return 0
+        kept = self.saved_bytes_per_token(compute_bytes, checkpointing, 1)
+        return (self.saved_bytes_per_token(compute_bytes) - kept) // self.n_layer
+
+    def n_recomputed_blocks(self, checkpointing: str, every: int = 2) -> int:
+        """Blocks whose activations are computed again in backward."""
+        if checkpointing == "none":
+            return 0
+        return -(-self.n_layer // every) if checkpointing == "every_n" else self.n_layer
 
     def flops_per_token(self, seq_len: int) -> int:
         """Training FLOPs per token: 6 N for the matrices, 12 L C T for attention (PaLM, appendix B).
