@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -232,9 +233,7 @@ def test_ema_trend_is_the_bias_corrected_mean_of_displacements() -> None:
             looks.append(values(model))
     last = values(model)
     predictor.propose(5, 2 * FULL_STEPS)
-    displacements = [
-        {name: (new[name] - old[name]) / stride for name in old} for old, new in zip(looks, looks[1:], strict=False)
-    ]
+    displacements = [{name: (new[name] - old[name]) / stride for name in old} for old, new in itertools.pairwise(looks)]
     weights = [(1 - BETA) * BETA ** (len(displacements) - 1 - i) for i in range(len(displacements))]
     for name, now in values(model).items():
         trend = sum(w * d[name] for w, d in zip(weights, displacements, strict=True)) / sum(weights)

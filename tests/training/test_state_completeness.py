@@ -28,7 +28,7 @@ WITHOUT_A_PART = {
     r"run\.checkpointer\.(last_saved_step|_buffers\._buffers\.len\(\))": "set by a restore, made by a save",
     r"run\.optimizer\.param_groups\[\d+\]\[lr\]": "a function of step, schedule and settings, set before each step",
     r"run\.optimizer\.state(\[#\d+\])?\.len\(\)": "the tensors in it are owned",
-    r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made by each attempt anew",
+    r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made anew by an attempt",
     r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
 }
