@@ -275,6 +275,7 @@ class Fold:
         self.state.predictions_accepted += event.accepted
         self.state.predictions_rejected += not event.accepted
         self.state.prediction_tally.count(event)
+        self.state.prediction_s += event.duration_s or 0.0
         self._ring("predictions", event)
         self.series["predicted_loss"].append(event.step, event.predicted_loss)
 

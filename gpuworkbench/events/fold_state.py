@@ -129,6 +129,7 @@ class FoldState(Struct):
     predictions_accepted: Annotated[int, Meta(ge=0)] = 0
     predictions_rejected: Annotated[int, Meta(ge=0)] = 0
     prediction_tally: PredictionTally = field(default_factory=PredictionTally)
+    prediction_s: float = 0.0  # jumps, their probes and their undoing; of redone ones too
     corrections: list[schema.Correction] = field(default_factory=list)
     micro_corrections: list[schema.MicroCorrection] = field(default_factory=list)
     divergences: list[schema.Divergence] = field(default_factory=list)

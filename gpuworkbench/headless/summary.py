@@ -94,8 +94,12 @@ def _transfers(state: RunState) -> Iterator[tuple[str, str]]:
 
 def _predictions(state: RunState) -> Iterator[tuple[str, str]]:
     accepted, rejected = state.predictions_accepted, state.predictions_rejected
-    if accepted or rejected:
-        yield "predictions", f"{accepted} accepted, {rejected} rejected, {state.rollbacks} rolled back"
+    if not (accepted or rejected):
+        return
+    yield "predictions", f"{accepted} accepted, {rejected} rejected, {state.rollbacks} rolled back"
+    if state.prediction_s:
+        share = f" ({state.prediction_s / state.elapsed_s:.1%} of the time)" if state.elapsed_s else ""
+        yield "", f"jumps and probes took {format_duration(state.prediction_s)}{share}; a speed-up was not measured"
 
 
 def _checkpoints(state: RunState) -> str:

@@ -83,6 +83,7 @@ class Reducer:
             predictions_accepted=state.predictions_accepted,
             predictions_rejected=state.predictions_rejected,
             prediction_tally=state.prediction_tally.copy(),
+            prediction_s=state.prediction_s,
             rollbacks=state.rollbacks,
             **{name: tuple(getattr(state, name)) for name in _RINGS},
         )

@@ -95,6 +95,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     predictions_accepted: int = 0
     predictions_rejected: int = 0
     prediction_tally: PredictionTally = msgspec.field(default_factory=PredictionTally)  # a copy: nobody writes to it
+    prediction_s: float = 0.0  # jumps, their probes and their undoing
     corrections: tuple[schema.Correction, ...] = ()
     micro_corrections: tuple[schema.MicroCorrection, ...] = ()
     divergences: tuple[schema.Divergence, ...] = ()

@@ -201,7 +201,7 @@ class TestRefusals:
             ("cpu_twin", {"description": "x"}, "a.toml: cpu_twin.description is not a section"),
             ("cpu_twin", {"cpu_twin": {}}, "a.toml: cpu_twin.cpu_twin is not a section"),
             ("cpu_twin", {"model": {"family": "x"}}, "a.toml: cpu_twin.model.family = 'x' is not known"),
-            ("hybrid", {"enabled": True}, "a.toml: hybrid.enabled: "),
+            ("hybrid", {"enabled": True, "predictor": "line"}, "a.toml: hybrid.predictor: "),
         ],
     )
     def test_one_wrong_thing(self, section: str, value: object, words: str) -> None:

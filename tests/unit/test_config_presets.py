@@ -55,6 +55,7 @@ class TestShipped:
             "rtx5080_1b",
             "rtx5080_gpt2_medium",
             "rtx5080_gpt2_small_baseline",
+            "rtx5080_gpt2_small_hybrid",
             "rtx5080_gpt2_small_memory",
             "rtx5080_gpt2_xl",
         ]

@@ -26,7 +26,7 @@ def test_a_completed_run() -> None:
     log.add(schema.Offload, 3, op="offload", target="o", phase="full", num_bytes=2**30, freed_bytes=1, duration_s=2.0,
             overlapped_s=1.5)  # fmt: skip
     log.add(schema.Prediction, 3, predictor="linear", exploration=False, horizon_steps=1, confidence=None,
-            predicted_loss=1.0, probe_before=1.0, probe_after=1.0, accepted=True)  # fmt: skip
+            predicted_loss=1.0, probe_before=1.0, probe_after=1.0, accepted=True, duration_s=0.71)  # fmt: skip
     log.add(schema.Warning, 3, code="c", message="m").add(schema.Sample, 3, prompt="it's", text="t")
     log.add(schema.RunFinished, 3, status="completed", exit_code=0, reason="")
     assert summary_of(log) == [
@@ -39,6 +39,7 @@ def test_a_completed_run() -> None:
         "peak memory card 3.00 GiB, host 1.00 GiB",
         "transfers   1.00 GiB in 2.00 s, 1.50 s of it hidden behind compute",
         "predictions 1 accepted, 0 rejected, 0 rolled back",
+        "            jumps and probes took 0.71 s (1.0% of the time); a speed-up was not measured",
         "checkpoints 1 written, last checkpoints/step-00000003",
         "warnings    1",
         "sample      gpuworkbench sample 20250101-000000-quick-abcd --prompt 'it'\"'\"'s'",

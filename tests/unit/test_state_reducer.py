@@ -118,8 +118,8 @@ def test_voided_predictions_and_steps_are_not_counted_twice() -> None:
     fields |= {"predicted_loss": 1.0, "probe_before": 1.0, "probe_after": 1.0}
     for attempt in range(2):
         for step in range(11 * attempt, 21):
+            log.add(schema.Prediction, step, **fields, accepted=step % 2 == 0)  # after the checkpoint of that step
             log.tick(1.0).step(step + 1, phase="full" if step < 10 else "predict")
-            log.add(schema.Prediction, step + 1, **fields, accepted=step % 2 == 0)
         if attempt == 0:
             log.resume(11)
     state = state_of(log)
