@@ -107,6 +107,8 @@ class StepTelemetry:
         scalars = torch.stack([torch.stack((p.loss.float(), p.grad_norm.float())) for p, _ in self._pending]).tolist()
         counts = [p.scored for p, _ in self._pending if p.scored is not None]
         scored = iter(torch.stack(counts).tolist() if counts else ())
+        statistics = [p.moments for p, _ in self._pending if p.moments is not None]
+        moments = iter(torch.stack(statistics).tolist() if statistics else ())
         now = time.perf_counter()
         elapsed_s = now - self._window_started_s
         step_time_s = elapsed_s / len(self._pending)
@@ -117,8 +119,8 @@ class StepTelemetry:
         for (pending, computed), (loss, grad_norm) in zip(self._pending, scalars, strict=True):
             scored_tokens = None if pending.scored is None else next(scored)
             if self.listener is not None:
-                moments = () if pending.moments is None else pending.moments.tolist()
-                self.listener(pending, math.nan if scored_tokens == 0 else loss, grad_norm, moments)
+                read = () if pending.moments is None else next(moments)
+                self.listener(pending, math.nan if scored_tokens == 0 else loss, grad_norm, read)
             self._emit(pending, computed, (loss, grad_norm), (step_time_s, tokens_per_s), scored_tokens)
             if bad is None and not math.isfinite(loss):
                 bad = NonfiniteStep(pending.step, "loss", loss)
