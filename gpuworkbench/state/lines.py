@@ -108,7 +108,7 @@ def _began_with(event: schema.RunStarted | schema.RunResumed) -> list[Line]:
 
 
 def _phase_changed(event: schema.PhaseChanged, state: RunState) -> list[Line]:
-    planned = f" for {event.planned_steps} steps" if event.planned_steps is not None else ""
+    planned = f" for {event.planned_steps} steps" if event.planned_steps else ""
     why = f": {one_line(event.reason)}" if event.reason else ""
     return [Line(f"{_at(event, state)}  phase {one_line(event.to_phase)}{planned}{why}")]
 

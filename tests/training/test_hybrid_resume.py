@@ -73,3 +73,19 @@ def test_it_is_killed_within_a_prediction(local: LocalRuns) -> None:
         assert local.attempt(cut) == 0
         assert final_tensors(cut, STEPS) == final_tensors(whole, STEPS)
         assert told(local, cut) == told(local, whole)
+
+
+@pytest.mark.parametrize("predictor", ["line_jump", "outer_nesterov"])
+def test_state_that_leaves_while_it_predicts_changes_nothing(local: LocalRuns, predictor: str) -> None:
+    """Optimizer state away between true steps, or predictor state on the host: the same run, bit for bit."""
+    name = predictor.replace("_", "-")
+    common = {**sets(predictor), "optimizer.lr": 1e-5, "hybrid.divergence_threshold": 0.01}  # batches differ by more
+    plain = local.trained(f"here-{name}", common)
+    away = local.trained(
+        f"away-{name}",
+        {**common, "memory.optimizer_offload": "predict_aware", "hybrid.state_device": "host"},
+    )
+    assert final_tensors(away, STEPS) == final_tensors(plain, STEPS)
+    assert local.events(away, "offload")
+    corrections = [*local.events(plain, "correction"), *local.events(plain, "micro_correction")]
+    assert any(event["rolled_back"] for event in corrections)
