@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gpuworkbench.memory.host_arena import host_like
 from gpuworkbench.memory.weights import Weights
 
 
@@ -15,7 +16,11 @@ class Body:
     back, and the card never holds more than one tensor's fp32 value beside the model.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights, state_device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Weights, state_device: torch.device, *, on_host: bool = False
+    ) -> None:
+        """`on_host`: predictor state is the host's, where the model computes on a CPU too."""
+        self.on_host = on_host
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = weights
         self.state_device = state_device
@@ -46,6 +51,8 @@ class Body:
 
     def empty_like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of this shape where predictor state lives."""
+        if self.on_host and tensor.device.type == "cpu":
+            return host_like(tensor, dtype)
         pin = self.state_device.type == "cpu" and tensor.device.type == "cuda"
         return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self.state_device, pin_memory=pin)
 

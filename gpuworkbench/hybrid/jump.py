@@ -40,10 +40,8 @@ class Jumper:
         started_s, step = time.perf_counter(), self.context.step()
         if self.undo.step != step:
             self.undo.save(step)
-        for remaining in range(jump.virtual_steps, 1, -1):
-            self._tell_strategies(remaining)
+        self._tell_strategies(jump.virtual_steps)
         before = self.probe.loss()
-        self._tell_strategies(1)
         horizon, after = self._move(jump.virtual_steps, before, step)
         accepted = is_accepted(self.spec.rule, before, after)
         delta_norm = self.body.moved()
@@ -52,6 +50,8 @@ class Jumper:
         else:
             self.undo.restore_weights()
             self.predictor.rejected()
+        for remaining in range(jump.virtual_steps - 1, 0, -1):
+            self._tell_strategies(remaining)
         self.context.emit(
             Prediction,
             step=step,
@@ -97,8 +97,7 @@ class Jumper:
         self.predictor.propose(horizon, step)
 
     def _tell_strategies(self, remaining: int) -> None:
-        """A virtual step begins, `remaining` of them before the next true one: time to bring state back."""
+        """A virtual step begins, `remaining` of them before the next true one. The jump is worked out in the first, while
+        memory is at its lowest; the others are time to bring state back."""
         for strategy in self.context.strategies:
-            virtual_step = getattr(strategy, "virtual_step", None)
-            if virtual_step is not None:
-                virtual_step(remaining)
+            strategy.virtual_step(remaining)

@@ -46,8 +46,9 @@ class HybridTrainer:
         self.context = context
         self.config = hybrid
         self.spec = spec_of(hybrid.predictor)
-        device = torch.device("cpu") if hybrid.state_device == "host" else context.device
-        self.body = Body(context.model, context.weights, device)
+        on_host = hybrid.state_device == "host"
+        device = torch.device("cpu") if on_host else context.device
+        self.body = Body(context.model, context.weights, device, on_host=on_host)
         make = registry.load(registry.PREDICTORS[hybrid.predictor].implementation)
         self.predictor: Predictor = make(self.body, hybrid, context.config.train.seed)
         self.controller = PhaseController(hybrid, averages=self.spec.averages)

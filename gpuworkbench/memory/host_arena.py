@@ -93,6 +93,13 @@ def bytes_of(tensor: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
+def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of this shape in memory that is not torch's."""
+    dtype = dtype or tensor.dtype
+    memory = torch.from_numpy(np.empty(max(tensor.numel() * dtype.itemsize, 1), np.uint8))
+    return memory[: tensor.numel() * dtype.itemsize].view(dtype).view(tensor.shape)
+
+
 def poison(tensor: Tensor) -> None:
     """Fill a uint8 tensor so that every floating point number in it is NaN and every signed integer -1."""
     tensor.fill_(0xFF)

@@ -72,8 +72,12 @@ class Planned(Struct, frozen=True, kw_only=True):
 
 
 def planned(config: RunConfig, names: frozenset[str] | None = None) -> Iterator[Planned]:
-    """`plain` first, then the cases (those named, or all), and the configuration as it is where it differs."""
+    """`plain` first, then the cases (those named, or all), and the configuration as it is where it differs.
+
+    The hybrid trainer is off in all of them: what it holds itself would be in every figure.
+    """
     replace = msgspec.structs.replace
+    config = replace(config, hybrid=replace(config.hybrid, enabled=False))
     precision = config.memory.precision
     plain = replace(config, memory=MemoryConfig(precision=precision))
     yield Planned(name=PLAIN, changed={}, config=plain)

@@ -21,6 +21,7 @@ from gpuworkbench.errors import CheckpointError, ConfigError, ForeignCheckpointE
 from gpuworkbench.io.atomic import write_durable
 from gpuworkbench.io.files import Files
 from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
+from gpuworkbench.memory.host_arena import host_like
 from gpuworkbench.parts import MayBeMissing, Part, Stateful
 from gpuworkbench.runs.manifest import Manifest, write_manifest
 from gpuworkbench.training.state import STATE_VERSION
@@ -76,7 +77,7 @@ class HostBuffers:
         """Copy `source` into its buffer; on CUDA asynchronously, so `synchronize` before the bytes are read."""
         buffer = self._buffers.get((part, name))
         if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:
-            buffer = torch.empty(source.shape, dtype=source.dtype, device="cpu")
+            buffer = host_like(source)
             self._buffers[part, name] = buffer
         return buffer.copy_(source, non_blocking=source.is_cuda)
 
