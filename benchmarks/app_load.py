@@ -53,6 +53,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     """All parts, each in a process of its own."""
     from benchmarks.app_load_parts import INDEX_NAME, build_index, long_run
 
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     environ = {
         "GPUWORKBENCH_CACHE_DIR": str(root / "cache"),
         "XDG_CONFIG_HOME": str(root / "config"),
@@ -61,8 +62,10 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     }
     os.environ.update(environ)
     results: dict[str, Any] = {}
-    frames = [part("frame", options, root / "runs")["first_frame_s"] for _ in range(options.rounds)]
-    results["first_frame"] = summary(frames)
+    part("frame", options, root / "runs")  # compiles what is not compiled yet
+    frames = [part("frame", options, root / "runs") for _ in range(options.rounds)]
+    results["first_frame"] = summary([frame["first_frame_s"] for frame in frames])
+    results["first_frame_cpu"] = summary([frame["first_frame_cpu_s"] for frame in frames])
     for n in (options.events, options.large):
         if not n:
             continue

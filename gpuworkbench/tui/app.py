@@ -80,10 +80,11 @@ class WorkbenchApp(BaseApp):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: Textual's own, every key that does something now, every preset, every run."""
         yield from super().get_system_commands(screen)
+        yield SystemCommand("Help", "The keys of this screen", lambda: self.call_later(self.action_help))
         for active in screen.active_bindings.values():
             binding = active.binding
-            is_told = bool(binding.id) and bool(binding.show or binding.tooltip)
-            if active.node is not self and active.enabled and binding.description and is_told and not binding.system:
+            is_ours = bool(binding.id) and not binding.system  # Textual's own keys for moving about have no id
+            if active.node is not self and active.enabled and binding.description and is_ours:
                 action, node = binding.action, active.node
                 yield SystemCommand(
                     binding.description,

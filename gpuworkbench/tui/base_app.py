@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from textual import on
+from textual.actions import ActionParseResult
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.dom import DOMNode
+from textual.events import Event, Key
 from textual.message import Message
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
@@ -102,6 +105,20 @@ class BaseApp(App[int]):
 
     def _later(self, action: str) -> None:
         self.call_later(self.run_action, action)
+
+    async def on_event(self, event: Event) -> None:
+        """Keys pressed before the end, and read while screens are taken apart, are for nobody."""
+        if self.is_running or not isinstance(event, Key):
+            await super().on_event(event)
+
+    async def run_action(
+        self,
+        action: str | ActionParseResult,
+        default_namespace: DOMNode | None = None,
+        namespaces: Mapping[str, DOMNode] | None = None,
+    ) -> bool:
+        """Nor does a screen that is taken apart act on a key that it got before."""
+        return self.is_running and await super().run_action(action, default_namespace, namespaces)
 
     # Settings
 

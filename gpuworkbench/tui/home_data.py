@@ -49,6 +49,7 @@ class PresetRow:
     config: RunConfig | None  # what would be run: the twin's where the twin would
     problem: str = ""
     path: str = ""
+    has_cards: bool = False  # whether there is a card here that it might have fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,9 @@ def preset_row(preset: Preset, cards: list[Card], host: Host) -> PresetRow:
         verdict_here = verdict(needed, limit)
     description = safe_text(config.description, max_chars=400)
     where = str(preset.path)
-    return PresetRow(preset.name, group, description, runs_as, verdict_here, predicted, limit, config, problem, where)
+    return PresetRow(
+        preset.name, group, description, runs_as, verdict_here, predicted, limit, config, problem, where, bool(cards)
+    )
 
 
 def limit_bytes(config: RunConfig, choice: DeviceChoice | None, host: Host) -> int | None:

@@ -16,6 +16,7 @@ from gpuworkbench.text import safe_text
 from gpuworkbench.tui.form.fields import FormField
 
 NAME_WIDTH, EDITOR_WIDTH, SWITCH_WIDTH = 28, 24, 5  # cells, as in launch.tcss
+ROOM_FOR_WORDS = 40  # cells beside the editor from which a field says there what it is for
 BY_ITSELF = "chosen at the start"
 
 
@@ -53,7 +54,7 @@ class FieldRow(Static):
         super().__init__(classes="field", markup=False)
         self.item = item
         self._text = text
-        self._shown: tuple[str, str, bool, str] | None = None
+        self._shown: tuple[str, str, bool, str, bool] | None = None
 
     def compose(self) -> ComposeResult:
         """The editor alone."""
@@ -108,7 +109,8 @@ class FieldRow(Static):
 
     def show(self, base: str, error: str, *, is_changed: bool) -> None:
         """Mark the field against the preset's value, and with what is wrong."""
-        shown = (base, error, is_changed, self._text if self.item.editor == "switch" else "")
+        has_room = self.size.width - NAME_WIDTH - EDITOR_WIDTH - 2 >= ROOM_FOR_WORDS
+        shown = (base, error, is_changed, self._text if self.item.editor == "switch" else "", has_room)
         if shown == self._shown:
             return
         self._shown = shown
@@ -121,7 +123,16 @@ class FieldRow(Static):
         note = f"was {base or 'empty'}" if is_changed else ""
         note = error.removeprefix(self.item.name).lstrip(": ") if error else note
         style = "$text-error" if error else "$text-accent" if is_changed else ""
-        self.update(Content.assemble((name, style), (safe_text(note, max_chars=120), style)), layout=False)
+        beside = (safe_text(note, max_chars=120), style)
+        if has_room and not note:
+            beside = (safe_text(self.item.key.documentation, max_chars=200), "$foreground-muted")
+        self.update(Content.assemble((name, style), beside), layout=False)
+
+    def on_resize(self) -> None:
+        """There may be room for more words, or less."""
+        if self._shown is not None:
+            base, error, is_changed, *_ = self._shown
+            self.show(base, error, is_changed=is_changed)
 
     @on(Input.Changed)
     @on(Switch.Changed)

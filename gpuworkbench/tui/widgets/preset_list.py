@@ -79,7 +79,7 @@ def badge(row: PresetRow) -> tuple[str, str]:
     if row.runs_as == "none":
         return "no card here", "$text-error"
     if row.runs_as == "twin":
-        return "CPU twin", "$text-accent"
+        return ("no fit: twin", "$text-warning") if row.has_cards else ("CPU twin", "$text-accent")
     if row.verdict is None:
         return "size n/a", "$foreground-muted"
     return row.verdict.label, VERDICT_STYLES[row.verdict]
