@@ -84,6 +84,7 @@ PREDICTORS: Mapping[str, PredictorEntry] = {
 
 # name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order
 MEMORY_STRATEGIES: Mapping[str, str] = {
+    "bf16_weights": "gpuworkbench.memory.bf16_weights:Bf16Weights",
     "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
     "activation_checkpointing": "gpuworkbench.memory.activation_checkpointing:ActivationCheckpointing",
     "activation_offload": "gpuworkbench.memory.activation_offload:ActivationOffload",

@@ -22,7 +22,7 @@ import math
 from typing import Literal, NamedTuple
 
 from gpuworkbench.config.memory_section import MemoryConfig
-from gpuworkbench.config.optimizers import STATES, ParameterShape, spec_of
+from gpuworkbench.config.optimizers import MOMENT_BLOCK, STATES, ParameterShape, spec_of
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.units import MIB
 
@@ -31,7 +31,6 @@ FP32_BYTES = 4
 BF16_BYTES = 2
 CODE_BYTES = 1  # a moment or a residual, quantised
 SCALE_BYTES = 4  # fp32
-BLOCK = 256  # elements that share a scale
 # Packed and stochastic updates are computed on so many elements at a time: the only fp32 copies there are.
 UPDATE_ELEMENTS = 1 << 20
 # Peak of those temporaries, bytes per element (measured: tests/training/test_packed_adamw.py).
@@ -83,7 +82,7 @@ def storage_bytes(config: RunConfig) -> StorageBytes:
         n_gradients = min(n_params, gradients_in_backward(shapes))
     state, residual, staging, host = 0, 0, 0, 0
     if storage == "packed":
-        n_blocks = sum(copies * -(-math.prod(shape) // BLOCK) for _, shape, copies in shapes)
+        n_blocks = sum(copies * -(-math.prod(shape) // MOMENT_BLOCK) for _, shape, copies in shapes)
         state = 2 * (n_params * CODE_BYTES + n_blocks * SCALE_BYTES)
         residual = n_params * CODE_BYTES
         staging = update_scratch_bytes(shapes)

@@ -101,7 +101,7 @@ def build_run(
     model = make_model(config, device.torch_device)
     torch.manual_seed(config.train.seed)
     strategies = [precisions, *apply_memory_strategies(model, config)]
-    optimizer = build_optimizer(model, config.optimizer, device.torch_device)
+    optimizer = build_optimizer(model, config.optimizer, device.torch_device, config.memory, config.train.seed)
     scaler = grad_scaler(precisions, device.torch_device)
     progress = Progress()
     settings = LiveSettings.of(config)
