@@ -35,6 +35,7 @@ SCALE_BYTES = 4  # fp32
 UPDATE_ELEMENTS = 1 << 20
 # Peak of those temporaries, bytes per element (measured: tests/training/test_packed_adamw.py).
 UPDATE_SCRATCH_BYTES = 32
+ARENA_ALIGNMENT = 64  # elements
 STAGING_SLOTS = 2  # one is computed on while the other is filled or emptied
 
 
@@ -87,9 +88,7 @@ def storage_bytes(config: RunConfig) -> StorageBytes:
         residual = n_params * CODE_BYTES
         staging = update_scratch_bytes(shapes)
     elif storage in ("streamed", "streamed_master"):
-        row = streamed_row_bytes(config.memory)
-        host = n_params * row
-        staging = min(STAGING_SLOTS * bucket_elements(config.memory), n_params) * row
+        host, staging = streamed_bytes(config.memory, shapes)
     else:
         state = state_elements(config, shapes) * weight_width
         staging = update_scratch_bytes(shapes) if storage == "stochastic" else 0
@@ -118,6 +117,21 @@ def gradients_in_backward(shapes: list[ParameterShape]) -> int:
 def update_scratch_bytes(shapes: list[ParameterShape]) -> int:
     """fp32 temporaries of an update that goes through a parameter in pieces."""
     return min(UPDATE_ELEMENTS, max(math.prod(shape) for _, shape, _ in shapes)) * UPDATE_SCRATCH_BYTES
+
+
+def streamed_bytes(memory: MemoryConfig, shapes: list[ParameterShape]) -> tuple[int, int]:
+    """Of streamed state: the arena on the host, and the staging slots on the device with the update's temporaries."""
+    row = streamed_row_bytes(memory)
+    arena = sum(copies * aligned(math.prod(shape)) for _, shape, copies in shapes)
+    bucket = min(bucket_elements(memory), arena)
+    slots = min(STAGING_SLOTS, -(-arena // bucket))
+    scratch = min(UPDATE_ELEMENTS, max(math.prod(shape) for _, shape, _ in shapes)) * 2 * FP32_BYTES
+    return arena * row, slots * bucket * row + scratch
+
+
+def aligned(num_elements: int) -> int:
+    """Elements that a parameter takes in an arena: every one begins at a multiple of 64, 256 bytes."""
+    return -(-num_elements // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
 
 
 def streamed_row_bytes(memory: MemoryConfig) -> int:

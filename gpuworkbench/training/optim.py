@@ -11,7 +11,6 @@ from gpuworkbench.config.storage import storage_of
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.training.optimizers.groups import trainable_by_role
 
-
 # memory.* storage of weights and state -> "module:function(parameters by role, OptimizerConfig, MemoryConfig, seed)".
 # All of them are AdamW; what is not here is the optimizer of the registry.
 STORED_ADAMW = {

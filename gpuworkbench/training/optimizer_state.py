@@ -21,6 +21,7 @@ def optimizer_state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) 
     Learning rate, betas and the like are not in it: they are configuration. Raises TypeError for state that is not a
     tensor.
     """
+    _settle(optimizer)
     flat: dict[str, Tensor] = {}
     for name, parameter in _trainable(model):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -38,12 +39,15 @@ def load_optimizer_state_by_name(
     `tensors` may be lazy: each value is read once. Existing state is overwritten in place, missing state is created.
     Raises CheckpointError when names, shapes or types are not what this optimizer keeps; then it must not be used.
     """
+    _settle(optimizer)
     parameters = dict(_trainable(model))
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     keys_of = _state_keys_by_name(tensors)
     if not keys_of:  # saved before the first step
         optimizer.state.clear()
         return
+    if hasattr(optimizer, "make_state"):  # where its tensors have a place of their own
+        optimizer.make_state()
     expected = {name: _shapes(parameter, groups[id(parameter)]) for name, parameter in parameters.items()}
     _check_names(expected, keys_of)
     for name, shapes in expected.items():
@@ -52,6 +56,12 @@ def load_optimizer_state_by_name(
             saved = tensors[f"{key}{_SEPARATOR}{name}"]
             _check_tensor(key, name, saved, shape, _dtype(key, parameter, groups[id(parameter)]))
             _put(optimizer.state[parameter], key, saved, parameter, groups[id(parameter)])
+
+
+def _settle(optimizer: torch.optim.Optimizer) -> None:
+    """State that travels has to arrive before it is read or written."""
+    if hasattr(optimizer, "settle"):
+        optimizer.settle()
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from gpuworkbench.config.optimizers import setting
 from gpuworkbench.config.schema import MemoryConfig, OptimizerConfig
-from gpuworkbench.memory.adam_formats import AdamFormat, Bf16, Packed, State, Values
+from gpuworkbench.memory.adam_formats import AdamFormat, Bf16, Packed, State
 from gpuworkbench.memory.bits import join, split
 from gpuworkbench.memory.noise import generator, random_bits
 from gpuworkbench.memory.pieces import Piece, pieces
 from gpuworkbench.memory.weights import Weights
+from gpuworkbench.training.optimizers.adamw_step import adamw_
 from gpuworkbench.training.optimizers.groups import Group, RoleParameter, groups_by_decay
 
 
@@ -78,20 +79,8 @@ class CompactAdamW(torch.optim.Optimizer):
         for piece in pieces(parameter.numel()):
             values = self.format.read(parameter, state, piece)
             noise = random_bits(values.weight, source)
-            adamw_(values, piece.of(grad.contiguous()), step, group)
+            adamw_(*values, piece.of(grad.contiguous()).to(torch.float32), step, group)
             self.format.write(parameter, state, piece, values, noise)
-
-
-def adamw_(values: Values, grad: Tensor, step: int, group: Group) -> None:
-    """One step of AdamW on fp32 values, in place."""
-    beta1, beta2 = group["betas"]
-    weight, m, v = values
-    grad = grad.to(torch.float32)
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    m.lerp_(grad, 1 - beta1)
-    v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (v.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-    weight.addcdiv_(m, denominator, value=-group["lr"] / (1 - beta1**step))
 
 
 class PackedWeights(Weights):
