@@ -41,9 +41,7 @@ def _small_formats(config: RunConfig) -> Iterator[Rule]:
         if not getattr(memory, key):
             continue
         if memory.weights != "bf16":
-            yield Rule(
-                f"memory.{key}", "is for bf16 weights, and memory.weights is fp32", "set memory.weights = 'bf16'"
-            )
+            yield Rule(f"memory.{key}", "is for bf16 weights, memory.weights is fp32", "set memory.weights = 'bf16'")
         yield from _needs_adamw(config, f"memory.{key}")
     if memory.stochastic_rounding and memory.packed_optimizer:
         what = "has no effect with memory.packed_optimizer, which rounds its 24-bit weights at random itself"

@@ -13,6 +13,7 @@ from gpuworkbench.events.schema import Offload
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.memory.conveyor import Conveyor
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
+from gpuworkbench.memory.transfer_times import Moved
 
 TARGET = "optimizer state"
 
@@ -73,20 +74,18 @@ class StreamedState(Strategy):
         self.phases[step] = self.phase
         for moved in lanes.moved():
             phase = self.phases.pop(moved.step, self.phase)
-            self._tell(moved.step, phase, "restore", moved.in_bytes, 0, moved.in_s, moved.in_hidden_s)
-            self._tell(moved.step, phase, "offload", moved.out_bytes, moved.out_bytes, moved.out_s, moved.out_hidden_s)
+            self._tell(moved, phase, is_out=False)
+            self._tell(moved, phase, is_out=True)
 
-    def _tell(
-        self, step: int, phase: str, op: str, num_bytes: int, freed: int, seconds: float, hidden_s: float
-    ) -> None:
+    def _tell(self, moved: Moved, phase: str, *, is_out: bool) -> None:
         self.context.emit(
             Offload,
-            step=step,
-            op=op,
+            step=moved.step,
+            op="offload" if is_out else "restore",
             target=TARGET,
             phase=phase,
-            num_bytes=num_bytes,
-            freed_bytes=freed,
-            duration_s=seconds,
-            overlapped_s=hidden_s,
+            num_bytes=moved.out_bytes if is_out else moved.in_bytes,
+            freed_bytes=moved.out_bytes if is_out else 0,
+            duration_s=moved.out_s if is_out else moved.in_s,
+            overlapped_s=moved.out_hidden_s if is_out else moved.in_hidden_s,
         )

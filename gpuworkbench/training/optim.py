@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gpuworkbench import registry
-from gpuworkbench.config.schema import MemoryConfig, OptimizerConfig
+from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.config.storage import storage_of
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.training.optimizers.groups import trainable_by_role
@@ -20,12 +21,14 @@ STORED_ADAMW = {
     "streamed_master": "gpuworkbench.training.optimizers.streamed_adamw:build",
 }
 
+PLAIN = MemoryConfig()
+
 
 def build_optimizer(
     model: nn.Module,
     config: OptimizerConfig,
     device: torch.device,
-    memory: MemoryConfig = MemoryConfig(),
+    memory: MemoryConfig = PLAIN,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
     """The optimizer that `config.name` names, stored as `memory` says, over the model's trainable parameters, each

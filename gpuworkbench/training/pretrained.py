@@ -22,6 +22,7 @@ from gpuworkbench.memory.weights import Weights as ParameterWeights
 from gpuworkbench.models import build_model, build_on_meta
 from gpuworkbench.models.base import LanguageModel
 
+PLAIN = ParameterWeights()  # held as they are
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -48,7 +49,7 @@ def load_pretrained(
     model: nn.Module,
     config: RunConfig,
     alive: Callable[[], None] = lambda: None,
-    kept: ParameterWeights = ParameterWeights(),
+    kept: ParameterWeights = PLAIN,
 ) -> Loaded:
     """Fill every parameter of `model` from `config.train.init_from`; `alive` is called after each tensor. `kept` is
     how the run keeps its weights: what holds more than the parameter does gets the value in full.

@@ -52,7 +52,7 @@ def gradients(shape, steps, seed=5):
 
 
 def against_torch(memory, steps, **keys):
-    """The value that `memory` holds and torch's, after as many steps from the same bf16 weights; and where they began."""
+    """The values that `memory` and torch hold after as many steps from the same bf16 weights; and where they began."""
     model = holder()
     start = model.weight.detach().float()
     exact = torch.nn.Parameter(start.clone())
@@ -208,7 +208,7 @@ def test_packed_takes_seven_bytes_a_parameter():
 
 @each_format
 def test_fp32_copies_are_bounded(memory):
-    """The peak of what an update allocates, by torch's profiler: not more for a parameter of 2.5 pieces than planned."""
+    """The peak of what an update of a parameter of 2.5 pieces allocates, by torch's profiler: not more than planned."""
     model = Holder(torch.zeros(5 * UPDATE_ELEMENTS // 2 // 1024, 1024))
     optimizer = optimizer_of(model, memory)
     model.weight.grad = torch.ones_like(model.weight)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gpuworkbench.memory.adam_formats import Values
 from gpuworkbench.training.optimizers.groups import Group
 
 
-def adamw_(weight: Tensor, m: Tensor, v: Tensor, grad: Tensor, step: int, group: Group) -> None:
+def adamw_(values: Values, grad: Tensor, step: int, group: Group) -> None:
     """One step (1 is the first) in place, with the group's rate, betas, eps and decay; all fp32 and of one shape."""
+    weight, m, v = values
     beta1, beta2 = group["betas"]
     weight.mul_(1 - group["lr"] * group["weight_decay"])
     m.lerp_(grad, 1 - beta1)

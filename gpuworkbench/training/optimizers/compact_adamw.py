@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gpuworkbench.config.optimizers import setting
-from gpuworkbench.config.schema import MemoryConfig, OptimizerConfig
+from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.memory.adam_formats import AdamFormat, Bf16, Packed, State
 from gpuworkbench.memory.bits import join, split
 from gpuworkbench.memory.noise import generator, random_bits
@@ -25,7 +26,7 @@ from gpuworkbench.training.optimizers.groups import Group, RoleParameter, groups
 
 
 class CompactAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) whose state is in `format`; torch.optim.AdamW's order of operations.
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2) whose state is in `format`, with torch.optim.AdamW's arithmetic.
 
     State: `step` (fp32, on the host) and the format's tensors. `weights` reads and writes the values behind the bf16
     parameters.
@@ -79,7 +80,7 @@ class CompactAdamW(torch.optim.Optimizer):
         for piece in pieces(parameter.numel()):
             values = self.format.read(parameter, state, piece)
             noise = random_bits(values.weight, source)
-            adamw_(*values, piece.of(grad.contiguous()).to(torch.float32), step, group)
+            adamw_(values, piece.of(grad.contiguous()).to(torch.float32), step, group)
             self.format.write(parameter, state, piece, values, noise)
 
 

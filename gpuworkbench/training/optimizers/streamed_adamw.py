@@ -2,8 +2,8 @@
 
 On the host: m and v, and the fp32 masters where the weights are bf16. All of them lie in one arena, each parameter's
 at a multiple of 64 elements, cut into buckets of memory.offload_bucket_mib. While one bucket is computed on, the next
-comes in and the last goes back (memory/conveyor.py). The arithmetic is that of torch.optim.AdamW(foreach=False), bit for
-bit, whatever the bucket's size.
+comes in and the last goes back (memory/conveyor.py). The arithmetic is that of torch.optim.AdamW(foreach=False), bit
+for bit, whatever the bucket's size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gpuworkbench.config.optimizers import setting
-from gpuworkbench.config.schema import MemoryConfig, OptimizerConfig
+from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.config.storage import FP32_BYTES, STAGING_SLOTS, UPDATE_ELEMENTS, aligned, bucket_elements
+from gpuworkbench.memory.adam_formats import Values
 from gpuworkbench.memory.conveyor import Conveyor, Range
 from gpuworkbench.memory.host_arena import HostArena
 from gpuworkbench.memory.weights import Weights
@@ -106,6 +108,12 @@ class StreamedAdamW(torch.optim.Optimizer):
         """Return when the arena holds the state as it is, and nothing is on its way."""
         self.conveyor.settle()
 
+    def damp_moments(self, factor: float) -> None:
+        """Multiply both moments by `factor`; masters stay."""
+        self.settle()
+        if self.state:
+            self.host[:2].mul_(factor)
+
     def prefetch(self) -> None:
         """Begin to bring in the first buckets of the next step."""
         self.make_state()
@@ -139,7 +147,7 @@ class StreamedAdamW(torch.optim.Optimizer):
             staged = rows[:, at : at + stop - start]
             target = weight[start:stop]
             value = staged[2] if len(staged) > 2 else target
-            adamw_(value, staged[0], staged[1], flat[start:stop].to(torch.float32), step, part.group)
+            adamw_(Values(value, staged[0], staged[1]), flat[start:stop].to(torch.float32), step, part.group)
             if value is not target:
                 target.copy_(value)
 
