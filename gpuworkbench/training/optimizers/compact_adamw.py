@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpuworkbench.config.optimizers import setting
 from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.config.optimizers import setting
 from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.memory.adam_formats import AdamFormat, Bf16, Packed, State
 from gpuworkbench.memory.bits import join, split

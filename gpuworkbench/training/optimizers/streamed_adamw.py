@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpuworkbench.config.optimizers import setting
 from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.config.optimizers import setting
 from gpuworkbench.config.schema import OptimizerConfig
 from gpuworkbench.config.storage import FP32_BYTES, STAGING_SLOTS, UPDATE_ELEMENTS, aligned, bucket_elements
 from gpuworkbench.memory.adam_formats import Values
