@@ -199,13 +199,7 @@ def test_bf16_weights_decide_the_precision(local: LocalRuns) -> None:
 
 
 def test_another_storage_does_not_take_up_a_checkpoint(local: LocalRuns) -> None:
+    """The launcher says that it is another run; should a checkpoint get that far, its tensors are refused by name."""
     paths = local.trained("stays-packed", {**SETS, "train.max_steps": 2, **STORED["packed"]})
-    for changes, what in (
-        ({"memory.packed_optimizer": False, "memory.stochastic_rounding": True}, "'exp_avg' of"),
-        ({"memory.packed_optimizer": False, "memory.weights": "fp32", "memory.precision": "fp32"}, "in the checkpoint"),
-    ):
-        local.change(paths, {"train.max_steps": 3, **changes})
-        assert local.attempt(paths) != 0
-        message = local.events(paths, "error")[-1]["message"]
-        assert "cannot be used here" in message
-        assert what in message or "is not its own" in message
+    with pytest.raises(ConfigError, match="would make it another run"):
+        local.change(paths, {"train.max_steps": 3, "memory.packed_optimizer": False})
