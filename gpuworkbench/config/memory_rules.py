@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from gpuworkbench.config.schema import RunConfig
 
+PRECISIONS = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
+
 
 class Rule(NamedTuple):
     """A key that cannot be what it is, why, and what to do about it."""
@@ -28,7 +30,7 @@ def _bf16_products(config: RunConfig) -> Iterator[Rule]:
     memory = config.memory
     if memory.weights != "bf16":
         return
-    for key in ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct"):
+    for key in PRECISIONS:
         value = getattr(memory, key)
         if value not in (None, "auto", "bf16"):
             what = f"{value!r} cannot be computed with bf16 weights (memory.weights)"
@@ -70,9 +72,10 @@ def _in_backward(config: RunConfig) -> Iterator[Rule]:
     if train.grad_clip_norm > 0:
         what = f"updates before the global norm is known, which train.grad_clip_norm = {train.grad_clip_norm:g} needs"
         yield Rule(key, what, "set train.grad_clip_norm = 0, or leave it out")
-    if config.memory.precision == "fp16":
-        what = "updates before the loss scaler of memory.precision = 'fp16' has looked at the gradients"
-        yield Rule(key, what, "set memory.precision = 'bf16', or leave it out")
+    for name in PRECISIONS:
+        if getattr(config.memory, name) == "fp16":
+            what = f"updates before the loss scaler of memory.{name} = 'fp16' has looked at the gradients"
+            yield Rule(key, what, f"set memory.{name} = 'bf16', or leave it out")
 
 
 def _needs_adamw(config: RunConfig, key: str, value: str = "") -> Iterator[Rule]:

@@ -66,7 +66,7 @@ class StreamedAdamW(torch.optim.Optimizer):
         ranges = [Range(start, min(start + bucket, size)) for start in range(0, size, bucket)]
         self.conveyor = Conveyor(self.host, ranges, min(STAGING_SLOTS, len(ranges)), device)
         self.buckets = [list(self._slices(each)) for each in ranges]
-        self.weights: Weights = MasterWeights(self) if has_masters else Weights()
+        self.weights = MasterWeights(self) if has_masters else BesideState(self)
 
     def _placed(self) -> Iterator[tuple[Group, nn.Parameter, int]]:
         """Every parameter with its place in the arena."""
@@ -152,11 +152,20 @@ class StreamedAdamW(torch.optim.Optimizer):
                 target.copy_(value)
 
 
-class MasterWeights(Weights):
-    """The fp32 masters of bf16 weights."""
+class BesideState(Weights):
+    """fp32 weights that are held as they are. Who copies them to undo something copies the optimizer's state too."""
 
     def __init__(self, optimizer: StreamedAdamW) -> None:
         self.optimizer = optimizer
+
+    def raw(self, parameter: Tensor) -> tuple[Tensor, ...]:
+        """The parameter, once the state is where it belongs."""
+        self.optimizer.settle()
+        return super().raw(parameter)
+
+
+class MasterWeights(BesideState):
+    """The fp32 masters of bf16 weights."""
 
     def _master(self, parameter: Tensor) -> Tensor:
         self.optimizer.settle()
