@@ -55,6 +55,32 @@ def test_a_killed_run_goes_on_bit_for_bit(local: LocalRuns, stored: str) -> None
     assert losses[STEPS] < losses[1]
 
 
+HYBRID = {
+    "hybrid.enabled": True,
+    "hybrid.predictor": "line_jump",
+    "hybrid.warmup_steps": 2,
+    "hybrid.full_steps": 2,
+    "hybrid.correct_steps": 1,
+    "hybrid.max_predict_steps": 2,
+    "hybrid.exploration": 9,
+    "hybrid.moment_damping": 0.9,
+    "hybrid.probe_sequences": 2,
+}
+
+
+@pytest.mark.parametrize("stored", ["stochastic", "packed", "streamed", "streamed-masters", "packed-in-backward"])
+def test_predicted_jumps_and_a_kill_leave_it_bit_for_bit(local: LocalRuns, stored: str) -> None:
+    sets = {**SETS, **HYBRID, **STORED[stored], "train.max_steps": 14, "optimizer.lr": 1e-3}
+    straight = local.trained(f"{stored}-jumps", sets)
+    jumps = local.events(straight, "prediction")
+    assert jumps
+    paths = local.create(f"{stored}-jumps-killed", sets)
+    killed(local.open(paths), 8)
+    assert local.attempt(paths) == 0
+    assert final_tensors(paths, 14) == final_tensors(straight, 14)
+    assert local.losses(paths) == local.losses(straight)
+
+
 @pytest.mark.parametrize("stored", ["fp32", "packed"])
 def test_an_update_in_backward_is_the_ordinary_one_bit_for_bit(local: LocalRuns, stored: str) -> None:
     sets = {**SETS, **STORED.get(stored, {}), **IN_BACKWARD}
@@ -179,6 +205,7 @@ def refused(local: LocalRuns, **sets: Any) -> str:
         ({**IN_BACKWARD, "train.grad_accum_steps": 2}, "set train.grad_accum_steps = 1"),
         ({**IN_BACKWARD, "train.grad_clip_norm": 1.0}, "set train.grad_clip_norm = 0"),
         ({**IN_BACKWARD, "memory.precision": "fp16"}, "loss scaler"),
+        ({**IN_BACKWARD, "memory.precision_warmup": "fp16"}, "memory.precision_warmup"),
     ],
 )
 def test_what_does_not_go_together(local: LocalRuns, sets: dict[str, Any], what: str) -> None:
