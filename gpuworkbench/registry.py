@@ -84,6 +84,9 @@ PREDICTORS: Mapping[str, PredictorEntry] = {
 
 # name -> "module:Strategy class" (gpuworkbench.memory.strategy); applied, and their hooks called, in this order
 MEMORY_STRATEGIES: Mapping[str, str] = {
+    "bf16_weights": "gpuworkbench.memory.bf16_weights:Bf16Weights",
+    "optimizer_in_backward": "gpuworkbench.memory.optimizer_in_backward:OptimizerInBackward",
+    "streamed_state": "gpuworkbench.memory.streamed_state:StreamedState",
     "chunked_cross_entropy": "gpuworkbench.memory.chunked_cross_entropy:ChunkedCrossEntropy",
     "activation_checkpointing": "gpuworkbench.memory.activation_checkpointing:ActivationCheckpointing",
     "activation_offload": "gpuworkbench.memory.activation_offload:ActivationOffload",

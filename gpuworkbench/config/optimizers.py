@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Role = Literal["hidden", "table", "vector"]
 Shape = tuple[int, ...]
 Value = float | int | bool | str
-STATE_ELEMENT_BYTES = 4  # state is fp32, whatever the precision of the products
+STATE_ELEMENT_BYTES = 4  # state is fp32 beside fp32 weights, whatever the precision of the products
+MOMENT_BLOCK = 256  # quantised elements that share a scale
 
 
 class ParameterShape(NamedTuple):
@@ -63,6 +64,24 @@ def factored_state(shape: Shape) -> dict[str, Shape]:
     return {"step": (), "row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
 
 
+def packed_adam_state(shape: Shape) -> dict[str, Shape]:
+    """Both moments in a byte each with a scale for every 256 elements, the weights' residuals, and the step count."""
+    blocks = (-(-math.prod(shape) // MOMENT_BLOCK),)
+    return {
+        "step": (),
+        "residual": shape,
+        "exp_avg": shape,
+        "exp_avg_scale": blocks,
+        "exp_avg_sq": shape,
+        "exp_avg_sq_scale": blocks,
+    }
+
+
+def master_adam_state(shape: Shape) -> dict[str, Shape]:
+    """Both moments, the fp32 value of a bf16 weight, and the step count."""
+    return {**adam_state(shape), "master": shape}
+
+
 def no_state(_shape: Shape) -> dict[str, Shape]:
     """Gradient descent without momentum."""
     return {}
@@ -74,7 +93,24 @@ STATES: Mapping[str, Callable[[Shape], dict[str, Shape]]] = MappingProxyType(
         "lion": first_moment_state,
         "momentum": momentum_state,
         "factored": factored_state,
+        "packed_adam": packed_adam_state,
+        "master_adam": master_adam_state,
         "none": no_state,
+    }
+)
+# Types of state, in torch's spelling, that is not of its parameter's own. Step counts are any floating point scalar.
+STATE_DTYPES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "packed_adam": MappingProxyType(
+            {
+                "residual": "int8",
+                "exp_avg": "int8",
+                "exp_avg_scale": "float32",
+                "exp_avg_sq": "uint8",
+                "exp_avg_sq_scale": "float32",
+            }
+        ),
+        "master_adam": MappingProxyType({"exp_avg": "float32", "exp_avg_sq": "float32", "master": "float32"}),
     }
 )
 

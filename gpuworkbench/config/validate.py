@@ -11,6 +11,7 @@ import msgspec
 
 from gpuworkbench import registry
 from gpuworkbench.config.applicable import owners, strays
+from gpuworkbench.config.memory_rules import memory_problems
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 
 NAMED_TOKENIZER = re.compile(r"^(byte|bpe-[1-9]\d{2,5}|[A-Za-z0-9_./-]+)$")
@@ -33,6 +34,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _lengths(config)
     yield from _curricula(config)
     yield from _hybrid(config)
+    for rule in memory_problems(config):
+        yield Problem(*rule)
     if config.memory.activation_offload and config.device.compile != "off":
         what = f"works block by block, and device.compile = {config.device.compile!r} makes one of them all"
         yield Problem("memory.activation_offload", what, "set device.compile = 'off', or leave it out")

@@ -59,6 +59,8 @@ def resolve_precisions(memory: MemoryConfig, choice: DeviceChoice) -> dict[str, 
     """memory.precision and each precision_<phase> that is set, without `auto` where the device is known."""
     names = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
     values = {name: getattr(memory, name) for name in names}
+    if memory.weights == "bf16":  # then the products are, on whatever device
+        values = {name: "bf16" if value == "auto" else value for name, value in values.items()}
     return {name: resolve_precision_name(value, choice) for name, value in values.items() if value is not None}
 
 

@@ -7,6 +7,7 @@ requests up to powers of two.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,13 @@ def _pin(memory: Tensor) -> bool:
     except RuntimeError:
         refused = True
     if refused:
+        _forget_error()
         return False
     weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, pointer)
     return True
+
+
+def _forget_error() -> None:
+    """CUDA keeps the last error for whoever asks next, which would be some innocent kernel's launch check."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")

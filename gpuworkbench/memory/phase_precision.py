@@ -50,7 +50,8 @@ class PhasePrecision(Strategy):
         for phase in PHASES:
             own = getattr(config.memory, f"precision_{phase}")
             key = "memory.precision" if own is None else f"memory.precision_{phase}"
-            by_phase[phase] = resolve_precision(own or config.memory.precision, device, key=key)
+            requested = own or config.memory.precision
+            by_phase[phase] = resolve_precision(requested, device, key=key, weights=config.memory.weights)
         return cls(by_phase)
 
     @property

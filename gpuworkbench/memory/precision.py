@@ -12,7 +12,7 @@ from gpuworkbench.errors import ConfigError
 
 @dataclass(frozen=True)
 class Precision:
-    """A resolved `memory.precision`. Weights, gradients and optimizer state stay fp32 in all of them."""
+    """A resolved `memory.precision`: the type of the products. What is stored has the type of `memory.weights`."""
 
     name: str  # fp32, bf16 or fp16
     autocast_dtype: torch.dtype | None  # None: no autocast
@@ -36,12 +36,16 @@ def has_real_bf16(device: torch.device) -> bool:
             return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def resolve_precision(requested: str, device: torch.device, *, key: str = "memory.precision") -> Precision:
-    """`key` (auto, fp32, bf16, fp16) for `device`.
+def resolve_precision(
+    requested: str, device: torch.device, *, key: str = "memory.precision", weights: str = "fp32"
+) -> Precision:
+    """`key` (auto, fp32, bf16, fp16) for `device`, with weights stored as memory.`weights`.
 
-    auto is bf16 on a card that has it, fp16 on an older one, fp32 on a CPU. Raises ConfigError for an unknown name
-    and for bf16 on a card without it.
+    auto is bf16 for bf16 weights and on a card that has it, fp16 on an older one, fp32 on a CPU. Raises ConfigError
+    for an unknown name and for bf16 on a card without it.
     """
+    if requested == "auto" and weights == "bf16":
+        requested = "bf16"
     if requested == "auto":
         if device.type != "cuda":
             return FP32

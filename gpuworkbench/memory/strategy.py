@@ -1,7 +1,7 @@
 """What a memory strategy is: an object with hooks that the trainer calls in a fixed order. Each hook may do nothing.
 
 Built: `from_config`, `apply` (the model has no optimizer yet), `attach` (it has). Running: `enter_phase` whenever the
-phase changes, and around each true optimizer step `before_step`, `before_update`, `after_step`.
+phase changes, and around each true optimizer step `before_step`, `grad_norm`, `before_update`, `after_step`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.models.base import LanguageModel
@@ -56,6 +57,10 @@ class Strategy:
 
     def before_step(self) -> None:
         """A true optimizer step begins: what it needs is where it computes when this returns."""
+
+    def grad_norm(self) -> Tensor | None:
+        """The norm of this step's gradients where they are gone already, 0-dim on the device; else None."""
+        return None
 
     def before_update(self) -> None:
         """The gradients are complete and clipped; the optimizer's update comes next."""

@@ -22,6 +22,7 @@ from gpuworkbench.data.tokenization.same_tokenizer import load_own_tokenizer
 from gpuworkbench.data.tokenization.text_stream import TextStream
 from gpuworkbench.data.tokenization.tokenizer import Tokenizer, end_of_text
 from gpuworkbench.errors import CheckpointError, DoesNotFitError, ExitCode, RunError, WorkbenchError
+from gpuworkbench.memory.bf16_weights import store_in_bf16
 from gpuworkbench.models import build_model
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.models.generate import generate
@@ -128,6 +129,8 @@ def load_model(config: RunConfig, reference: CheckpointRef, *, on_cpu: bool = Fa
     """The model with the checkpoint's weights, on the CPU or the first CUDA device, in evaluation mode."""
     is_cuda = config.device.kind == "cuda" and not on_cpu and torch.cuda.is_available()
     model = build_model(config.model, seed=0).to(torch.device("cuda" if is_cuda else "cpu"))
+    if config.memory.weights == "bf16":
+        store_in_bf16(model)
     ModelState(model).load(Part(tensors=load_model_tensors(reference.path)))
     return model.eval()
 

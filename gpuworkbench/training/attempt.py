@@ -60,7 +60,9 @@ def refuse_lost_checkpoints(paths: RunPaths) -> None:
 def begin_with_pretrained(run: TrainingRun) -> None:
     """Fill the model from `train.init_from`, where that is set. Raises ConfigError."""
     if run.config.train.init_from:
-        run.pretrained = load_pretrained(run.model, run.config, alive=lambda: run.heartbeat.progress(0))
+        run.pretrained = load_pretrained(
+            run.model, run.config, alive=lambda: run.heartbeat.progress(0), kept=run.weights
+        )
 
 
 def keep_tokenizer(paths: RunPaths, data: PreparedData) -> None:

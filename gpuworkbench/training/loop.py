@@ -174,7 +174,8 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     run.scaler.unscale_(run.optimizer)
-    grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm)
+    known = next((norm for strategy in run.strategies if (norm := strategy.grad_norm()) is not None), None)
+    grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm) if known is None else known
     for strategy in run.strategies:
         strategy.before_update()
     run.scaler.step(run.optimizer)

@@ -6,13 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from gpuworkbench import registry
+from gpuworkbench.config.memory_section import MemoryConfig
 from gpuworkbench.config.schema import OptimizerConfig
+from gpuworkbench.config.storage import storage_of
 from gpuworkbench.errors import ConfigError
 from gpuworkbench.training.optimizers.groups import trainable_by_role
 
+# memory.* storage of weights and state -> "module:function(parameters by role, OptimizerConfig, MemoryConfig, seed)".
+# All of them are AdamW; what is not here is the optimizer of the registry.
+STORED_ADAMW = {
+    "packed": "gpuworkbench.training.optimizers.compact_adamw:build_packed",
+    "stochastic": "gpuworkbench.training.optimizers.compact_adamw:build_stochastic",
+    "streamed": "gpuworkbench.training.optimizers.streamed_adamw:build",
+    "streamed_master": "gpuworkbench.training.optimizers.streamed_adamw:build",
+}
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that `config.name` names, over the model's trainable parameters, each once (tied ones too).
+PLAIN = MemoryConfig()
+
+
+def build_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    device: torch.device,
+    memory: MemoryConfig = PLAIN,
+    seed: int = 0,
+) -> torch.optim.Optimizer:
+    """The optimizer that `config.name` names, stored as `memory` says, over the model's trainable parameters, each
+    once (tied ones too). `seed` is that of random rounding.
 
     Raises ConfigError for an unknown name or when nothing is trainable.
     """
@@ -20,6 +40,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.dev
     parameters = trainable_by_role(model)
     if not parameters:
         raise ConfigError("the model has no trainable parameters", "leave at least one part of it unfrozen")
+    stored = STORED_ADAMW.get(storage_of(memory))
+    if stored is not None:
+        return registry.load(stored)(parameters, config, memory, seed)
     return registry.load(entry.implementation)(parameters, config, device)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpuworkbench.config.optimizers import STATES
+from gpuworkbench.config.optimizers import STATE_DTYPES, STATES
 from gpuworkbench.errors import CheckpointError
 
 _FOREIGN = "the checkpoint is from another model or optimizer"
@@ -21,6 +21,7 @@ def optimizer_state_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) 
     Learning rate, betas and the like are not in it: they are configuration. Raises TypeError for state that is not a
     tensor.
     """
+    _settle(optimizer)
     flat: dict[str, Tensor] = {}
     for name, parameter in _trainable(model):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -38,20 +39,29 @@ def load_optimizer_state_by_name(
     `tensors` may be lazy: each value is read once. Existing state is overwritten in place, missing state is created.
     Raises CheckpointError when names, shapes or types are not what this optimizer keeps; then it must not be used.
     """
+    _settle(optimizer)
     parameters = dict(_trainable(model))
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     keys_of = _state_keys_by_name(tensors)
     if not keys_of:  # saved before the first step
         optimizer.state.clear()
         return
+    if hasattr(optimizer, "make_state"):  # where its tensors have a place of their own
+        optimizer.make_state()
     expected = {name: _shapes(parameter, groups[id(parameter)]) for name, parameter in parameters.items()}
     _check_names(expected, keys_of)
     for name, shapes in expected.items():
         parameter = parameters[name]
         for key, shape in shapes.items():
             saved = tensors[f"{key}{_SEPARATOR}{name}"]
-            _check_tensor(key, name, saved, shape, parameter)
+            _check_tensor(key, name, saved, shape, _dtype(key, parameter, groups[id(parameter)]))
             _put(optimizer.state[parameter], key, saved, parameter, groups[id(parameter)])
+
+
+def _settle(optimizer: torch.optim.Optimizer) -> None:
+    """State that travels has to arrive before it is read or written."""
+    if hasattr(optimizer, "settle"):
+        optimizer.settle()
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -61,6 +71,12 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _shapes(parameter: nn.Parameter, group: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """State key -> shape of what the parameter's group keeps for it; a group that says nothing is torch's AdamW."""
     return STATES[group.get("state", "adam")](tuple(parameter.shape))
+
+
+def _dtype(key: str, parameter: nn.Parameter, group: Mapping[str, Any]) -> torch.dtype:
+    """The type of a state tensor: the parameter's, where its kind of state does not say otherwise."""
+    name = STATE_DTYPES.get(group.get("state", "adam"), {}).get(key)
+    return parameter.dtype if name is None else getattr(torch, name)
 
 
 def _state_keys_by_name(tensors: Mapping[str, Tensor]) -> dict[str, set[str]]:
@@ -90,9 +106,9 @@ def _check_names(expected: Mapping[str, Mapping[str, object]], keys_of: Mapping[
                 raise CheckpointError(f"optimizer state {min(odd)!r} of {name!r} {what}", _FOREIGN)
 
 
-def _check_tensor(key: str, name: str, saved: Tensor, shape: tuple[int, ...], parameter: nn.Parameter) -> None:
-    """`saved` must have this shape and the parameter's type; a step count is a floating point scalar of any width."""
-    dtype = parameter.dtype if shape or not saved.is_floating_point() else saved.dtype
+def _check_tensor(key: str, name: str, saved: Tensor, shape: tuple[int, ...], wanted: torch.dtype) -> None:
+    """`saved` must have this shape and type; a step count is a floating point scalar of any width."""
+    dtype = wanted if shape or not saved.is_floating_point() else saved.dtype
     if tuple(saved.shape) != shape or saved.dtype != dtype:
         raise CheckpointError(
             f"optimizer state {key!r} of {name!r} is {tuple(saved.shape)} {saved.dtype}, not {shape} {dtype}",

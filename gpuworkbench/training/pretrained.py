@@ -18,9 +18,11 @@ from gpuworkbench.errors import ConfigError
 from gpuworkbench.hf.folder import Weights, identity, layout_of, unreadable
 from gpuworkbench.hf.layout import TensorRule
 from gpuworkbench.io.safetensors_reader import SafetensorsReader, StoredTensor
+from gpuworkbench.memory.weights import Weights as ParameterWeights
 from gpuworkbench.models import build_model, build_on_meta
 from gpuworkbench.models.base import LanguageModel
 
+PLAIN = ParameterWeights()  # held as they are
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -43,8 +45,14 @@ def make_model(config: RunConfig, device: torch.device) -> LanguageModel:
     return build_model(config.model, seed=config.train.seed).to(device)
 
 
-def load_pretrained(model: nn.Module, config: RunConfig, alive: Callable[[], None] = lambda: None) -> Loaded:
-    """Fill every parameter of `model` from `config.train.init_from`; `alive` is called after each tensor.
+def load_pretrained(
+    model: nn.Module,
+    config: RunConfig,
+    alive: Callable[[], None] = lambda: None,
+    kept: ParameterWeights = PLAIN,
+) -> Loaded:
+    """Fill every parameter of `model` from `config.train.init_from`; `alive` is called after each tensor. `kept` is
+    how the run keeps its weights: what holds more than the parameter does gets the value in full.
 
     Raises ConfigError where the folder is not there any more, is not what the run was created with, or holds NaN;
     the model must not be used then.
@@ -61,7 +69,8 @@ def load_pretrained(model: nn.Module, config: RunConfig, alive: Callable[[], Non
                 digest.update(raw.numpy().data)
                 if rule is not None:
                     value = raw.view(TORCH_DTYPES[stored.dtype]).view(stored.shape)
-                    _put(value, rule, parameters[rule.ours], is_filled=rule.ours in filled, where=folder)
+                    is_filled = rule.ours in filled
+                    _put(value, rule, parameters[rule.ours], kept, is_filled=is_filled, where=folder)
                     filled.add(rule.ours)
                 alive()
             digests[file.path.name] = digest.hexdigest()
@@ -86,7 +95,9 @@ def _read(file: SafetensorsReader, stored: StoredTensor) -> Tensor:
 
 
 @torch.no_grad()
-def _put(value: Tensor, rule: TensorRule, parameter: Tensor, *, is_filled: bool, where: Path) -> None:
+def _put(
+    value: Tensor, rule: TensorRule, parameter: Tensor, kept: ParameterWeights, *, is_filled: bool, where: Path
+) -> None:
     """Copy `value` into the first rows of its parameter, the other ones 0; compare where it is filled already."""
     if not torch.isfinite(torch.stack(torch.aminmax(value))).all():
         raise ConfigError(f"{where}: tensor {rule.published!r} holds NaN or Inf", "start from another copy")
@@ -95,8 +106,9 @@ def _put(value: Tensor, rule: TensorRule, parameter: Tensor, *, is_filled: bool,
         value = value.t()
     rows = value.shape[0]
     if not is_filled:
-        parameter[:rows].copy_(value)
-        parameter[rows:] = 0.0
+        whole = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+        whole[:rows].copy_(value)
+        kept.write(parameter, whole)
     elif not torch.equal(parameter[:rows], value.to(parameter.dtype)):
         raise ConfigError(
             f"{where}: lm_head.weight and wte.weight differ: the head is not tied",

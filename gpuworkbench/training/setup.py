@@ -19,6 +19,7 @@ from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.hybrid.off import NoHybrid
 from gpuworkbench.hybrid.trainer import HybridTrainer
 from gpuworkbench.hybrid.weight_average import NoAverage
+from gpuworkbench.memory.optimizer_in_backward import refuse_scaler
 from gpuworkbench.memory.phase_precision import PhasePrecision, grad_scaler
 from gpuworkbench.memory.precision import autocast
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
@@ -101,8 +102,10 @@ def build_run(
     model = make_model(config, device.torch_device)
     torch.manual_seed(config.train.seed)
     strategies = [precisions, *apply_memory_strategies(model, config)]
-    optimizer = build_optimizer(model, config.optimizer, device.torch_device)
+    optimizer = build_optimizer(model, config.optimizer, device.torch_device, config.memory, config.train.seed)
     scaler = grad_scaler(precisions, device.torch_device)
+    needs_scaler = any(precision.needs_scaler for precision in precisions.distinct)
+    refuse_scaler(needs_scaler=needs_scaler, strategies=strategies)
     progress = Progress()
     settings = LiveSettings.of(config)
     parts: dict[str, Stateful] = {

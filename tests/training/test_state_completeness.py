@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ WITHOUT_A_PART = {
     r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made anew by an attempt",
     r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
+    r"run\.strategies\[\d+\]\.(has_warned|phases.*)": "what the log was told of, and is to be told",
 }
 # Tensors that no part owns.
 COPIES = {
@@ -38,6 +40,7 @@ COPIES = {
     r"run\.strategies\[\d+\]\._arena\.memory": "the host's side of owned tensors",
     r"run\.model\.call_block\.pool\._chunks\[\d+\]\.memory": "activations of one step",
     r"run\.hybrid\.context\[\d+\]\[\d+\]\[\d\]": "the probe: read from the data, and never written to",
+    r"run\.optimizer\.conveyor\.staging": "state on its way; it is back in the arena before a checkpoint",
 }
 HYBRID = {
     "hybrid.enabled": True,
@@ -52,8 +55,22 @@ HYBRID = {
 SETS = {"train.max_steps": 12, "eval.interval_steps": 5, "sample.interval_steps": 6, "checkpoint.interval_steps": 4}
 
 
-def opened(local: LocalRuns, run_id: str, optimizer: str = "adamw") -> TrainingRun:
-    return local.open(local.create(run_id, {**SETS, "optimizer.name": optimizer}))
+MEMORY: dict[str, dict[str, Any]] = {
+    "bf16": {"memory.weights": "bf16"},
+    "stochastic": {"memory.weights": "bf16", "memory.stochastic_rounding": True},
+    "packed": {"memory.weights": "bf16", "memory.packed_optimizer": True},
+    "streamed": {"memory.optimizer_offload": "streamed"},
+    "streamed-masters": {"memory.optimizer_offload": "streamed", "memory.weights": "bf16"},
+    "in-backward": {
+        "memory.optimizer_in_backward": True,
+        "train.grad_accum_steps": 1,
+        "train.grad_clip_norm": 0.0,
+    },
+}
+
+
+def opened(local: LocalRuns, run_id: str, optimizer: str = "adamw", sets: dict[str, Any] | None = None) -> TrainingRun:
+    return local.open(local.create(run_id, {**SETS, "optimizer.name": optimizer, **(sets or {})}))
 
 
 def close(run: TrainingRun) -> None:
@@ -193,6 +210,14 @@ def test_strategies_keep_nothing_that_a_resume_needs(local: LocalRuns) -> None:
     on_reaching(run, 6, lambda: [strategy.virtual_step(3) for strategy in run.strategies])
     on_reaching(run, 8, lambda: run.phases.change(8, "full", "test"))
     assert forgotten(run, lambda: train_and_change(run)) == []
+    close(run)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_no_part_of_a_memory_strategys_state_is_forgotten(local: LocalRuns, memory: str) -> None:
+    run = opened(local, f"complete-{memory}", sets=MEMORY[memory])
+    assert forgotten(run, lambda: train_and_change(run)) == []
+    assert run.progress.step == 12
     close(run)
 
 

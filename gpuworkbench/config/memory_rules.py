@@ -1,0 +1,84 @@
+"""Which settings of [memory] go together, and what each of them needs of the rest of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gpuworkbench.config.schema import RunConfig
+
+PRECISIONS = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
+
+
+class Rule(NamedTuple):
+    """A key that cannot be what it is, why, and what to do about it."""
+
+    key: str
+    what: str
+    fix: str
+
+
+def memory_problems(config: RunConfig) -> Iterator[Rule]:
+    """Every combination that cannot work."""
+    yield from _bf16_products(config)
+    yield from _small_formats(config)
+    yield from _streamed(config)
+    yield from _in_backward(config)
+
+
+def _bf16_products(config: RunConfig) -> Iterator[Rule]:
+    memory = config.memory
+    if memory.weights != "bf16":
+        return
+    for key in PRECISIONS:
+        value = getattr(memory, key)
+        if value not in (None, "auto", "bf16"):
+            what = f"{value!r} cannot be computed with bf16 weights (memory.weights)"
+            yield Rule(f"memory.{key}", what, "leave it out, or set memory.weights = 'fp32'")
+
+
+def _small_formats(config: RunConfig) -> Iterator[Rule]:
+    memory = config.memory
+    for key in ("stochastic_rounding", "packed_optimizer"):
+        if not getattr(memory, key):
+            continue
+        if memory.weights != "bf16":
+            yield Rule(f"memory.{key}", "is for bf16 weights, memory.weights is fp32", "set memory.weights = 'bf16'")
+        yield from _needs_adamw(config, f"memory.{key}")
+    if memory.stochastic_rounding and memory.packed_optimizer:
+        what = "has no effect with memory.packed_optimizer, which rounds its 24-bit weights at random itself"
+        yield Rule("memory.stochastic_rounding", what, "leave one of them out")
+
+
+def _streamed(config: RunConfig) -> Iterator[Rule]:
+    memory = config.memory
+    if memory.optimizer_offload != "streamed":
+        return
+    key = "memory.optimizer_offload"
+    yield from _needs_adamw(config, key, "'streamed'")
+    for other in ("packed_optimizer", "stochastic_rounding", "optimizer_in_backward"):
+        if getattr(memory, other):
+            what = f"'streamed' keeps exact fp32 state on the host and does not go with memory.{other}"
+            yield Rule(key, what, "leave one of them out")
+
+
+def _in_backward(config: RunConfig) -> Iterator[Rule]:
+    if not config.memory.optimizer_in_backward:
+        return
+    key, train = "memory.optimizer_in_backward", config.train
+    if train.grad_accum_steps > 1:
+        what = f"frees each gradient at once, but train.grad_accum_steps = {train.grad_accum_steps} adds them up"
+        yield Rule(key, what, "set train.grad_accum_steps = 1 with a larger train.micro_batch_size, or leave it out")
+    if train.grad_clip_norm > 0:
+        what = f"updates before the global norm is known, which train.grad_clip_norm = {train.grad_clip_norm:g} needs"
+        yield Rule(key, what, "set train.grad_clip_norm = 0, or leave it out")
+    for name in PRECISIONS:
+        if getattr(config.memory, name) == "fp16":
+            what = f"updates before the loss scaler of memory.{name} = 'fp16' has looked at the gradients"
+            yield Rule(key, what, f"set memory.{name} = 'bf16', or leave it out")
+
+
+def _needs_adamw(config: RunConfig, key: str, value: str = "") -> Iterator[Rule]:
+    if config.optimizer.name != "adamw":
+        what = f"{value} is AdamW's, and optimizer.name is {config.optimizer.name!r}".lstrip()
+        yield Rule(key, what, "set optimizer.name = 'adamw', or leave it out")
