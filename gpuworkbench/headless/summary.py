@@ -113,4 +113,8 @@ def _next_commands(state: RunState, name: str | None) -> Iterator[tuple[str, str
     prompt = f" --prompt {shlex.quote(one_line(state.samples[-1].prompt))}" if state.samples else ""
     yield "sample", f"gpuworkbench sample {run}{prompt}"
     further = f" --steps {2 * state.step}" if state.finish_status == "completed" and state.step else ""
+    error = state.errors[-1] if state.errors else None
+    if error is not None and error.fix and error.attempt == state.attempt and state.finish_status == "stopped":
+        changes = ", ".join(one_line(f"{key} = {value}") for key, value in error.fix.items())
+        yield "make it fit", f"gpuworkbench --resume {run} --headless --apply-fix   ({changes})"
     yield "go on", f"gpuworkbench --resume {run} --headless{further}"

@@ -144,9 +144,8 @@ def _warning(event: schema.Warning, state: RunState) -> list[Line]:
 
 
 def _error(event: schema.Error, state: RunState) -> list[Line]:
-    return [
-        Line(f"{_at(event, state)}  error ({one_line(event.kind)}): {_with_hint(event.message, event.hint)}", "error")
-    ]
+    what = ", ".join(map(one_line, (event.kind, event.where))) if event.where else one_line(event.kind)
+    return [Line(f"{_at(event, state)}  error ({what}): {_with_hint(event.message, event.hint)}", "error")]
 
 
 def _config_changed(event: schema.ConfigChanged, state: RunState) -> list[Line]:

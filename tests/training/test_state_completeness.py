@@ -31,6 +31,7 @@ WITHOUT_A_PART = {
     r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made anew by an attempt",
     r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
+    r"run\.draws\..*": "made anew by each step",
 }
 # Tensors that no part owns.
 COPIES = {
@@ -38,6 +39,7 @@ COPIES = {
     r"run\.strategies\[\d+\]\._arena\.memory": "the host's side of owned tensors",
     r"run\.model\.call_block\.pool\._chunks\[\d+\]\.memory": "activations of one step",
     r"run\.hybrid\.context\[\d+\]\[\d+\]\[\d\]": "the probe: read from the data, and never written to",
+    r"run\.draws\.tensors\[\w+\]": "the generators before a step, for one that runs out of memory",
 }
 HYBRID = {
     "hybrid.enabled": True,
