@@ -41,8 +41,10 @@ def _outcome(state: RunState) -> str:
     end = f"/{state.max_steps}" if state.max_steps is not None else ""
     status = one_line(state.finish_status) if state.finish_status else "not finished"
     reason = f" ({one_line(state.finish_reason)})" if state.finish_reason else ""
-    twin = ", CPU twin" if state.is_cpu_twin else ""
-    return f"{one_line(state.run_id or 'unknown')}{twin}: {status}{reason} at step {state.step}{end}"
+    mark = ", CPU twin" if state.is_cpu_twin else ""
+    if state.simulated_card:
+        mark += f", {one_line(state.simulated_card)}"
+    return f"{one_line(state.run_id or 'unknown')}{mark}: {status}{reason} at step {state.step}{end}"
 
 
 def _losses(state: RunState) -> Iterator[tuple[str, str]]:

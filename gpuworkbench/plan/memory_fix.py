@@ -1,7 +1,7 @@
 """The one change to a configuration that would have kept it within memory, chosen by the planner's own estimate.
 
-Changes are tried from the cheapest on: none of them changes what is trained, the tokens of a step least of all. The
-estimate is scaled up where the run is known to have needed more than it says.
+Changes are tried from the cheapest on: none of them changes what is trained, the tokens of a step least of all. What
+the run is known to have needed beyond its estimate is added to every estimate.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def find_fix(
     if before is None:
         return None
     size = _size(before, kind)
-    scale = max(1.0, needed_bytes / size) if needed_bytes is not None else 1.0
+    unplanned = max(0, needed_bytes - size) if needed_bytes is not None else 0
     best: Fix | None = None
     for changes in _candidates(config, validating=validating):
         changed = with_changes(config, changes)
         after = estimate(changed, kind=kind)
         if after is None or _size(after, kind) >= size or next(iter(problems(changed)), None) is not None:
             continue
-        predicted = round(_size(after, kind) * scale)
+        predicted = _size(after, kind) + unplanned
         fits = None if limit_bytes is None else predicted <= limit_bytes * TIGHT_SHARE
         if fits is not False:
             return Fix(changes, predicted, fits)

@@ -107,7 +107,7 @@ def host_shortage(text: str) -> Shortage:
     memory, used = psutil.virtual_memory(), psutil.Process().memory_info()
     cap = resource.getrlimit(resource.RLIMIT_AS)[0]
     if cap != resource.RLIM_INFINITY and cap < memory.total:
-        return Shortage(int(found[1]) if found else None, max(cap - used.vms, 0), used.rss, None, None, cap)
+        return Shortage(int(found[1]) if found else None, max(cap - used.vms, 0), used.vms, None, None, cap)
     return Shortage(
         requested_bytes=int(found[1]) if found else None,
         free_bytes=memory.available,
