@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import Place, close, events_of, needs_card, new_run, opened, plain, wait_for_card
+from benchmarks.gpu.common import Place, Skipped, close, events_of, needs_card, new_run, opened, plain, wait_for_card
 from gpuworkbench.events.schema import ConfigChanged, Error, Eval
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.launch.resume import resume, run_config
@@ -24,7 +24,13 @@ MICRO_BATCHES = 4  # of one step: how many there are does not change the peak, o
 
 def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any]:
     """The allocator's peak over three steps against the plan, on a card of `cap_gib` (simulated, unless it is one)."""
-    sets = {"device.memory_limit_gib": cap_gib, "train.grad_accum_steps": MICRO_BATCHES, "train.log_interval_steps": 1}
+    sets: dict[str, Any] = {"train.grad_accum_steps": MICRO_BATCHES, "train.log_interval_steps": 1}
+    if place.is_cuda:
+        total_gib = torch.cuda.get_device_properties(0).total_memory / GIB
+        if total_gib < 0.9 * cap_gib:
+            raise Skipped(f"this card has {total_gib:.1f} GiB")
+        if total_gib > cap_gib:  # a card of 16 GB has a little less than 16 GiB: nothing to simulate
+            sets["device.memory_limit_gib"] = cap_gib
     paths = new_run(place, f"memory-{preset}", preset, sets, steps=10)
     config = run_config(paths)
     planned = estimate(config, kind=place.device)
@@ -40,6 +46,7 @@ def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any
         "planned_host_bytes": planned.host_bytes,
     }
     planned_to_fit = planned.total_bytes <= cap_gib * GIB
+    where = config.simulated_card or ("this card" if place.is_cuda else "host")
     place.note(result)
     try:
         run = opened(paths)
@@ -51,13 +58,12 @@ def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any
             raise
         let_go(error)
         said = "as planned" if not planned_to_fit else f"though planned at {format_bytes(planned.total_bytes)}"
-        headline = f"{config.simulated_card}: does not fit, {said}"
+        headline = f"{where}: does not fit, {said}"
         return {**result, "fits": False, "agrees": not planned_to_fit, "error": first_line(error), "headline": headline}
     result |= _peaks(place)
     close(run)
     peak, plan = result["peak_bytes"], result["planned_allocator_bytes" if place.is_cuda else "planned_host_bytes"]
     share = peak / plan - 1
-    where = config.simulated_card or "host"
     headline = f"{where}: peak {format_bytes(peak)}, plan {format_bytes(plan)} ({share:+.1%})"
     return {**result, "fits": True, "agrees": planned_to_fit, "peak_over_plan": share, "headline": headline}
 

@@ -14,13 +14,14 @@ class Activity(StrEnum):
     OFFLOAD = "offload"  # a memory strategy moves state before or after a step
     UPDATE = "optimizer step"
     PREDICTION = "prediction"
+    RESTORE = "going back to a checkpoint"
     VALIDATION = "validation"
     SAMPLING = "sampling"
 
     @property
     def may_tear(self) -> bool:
         """Whether weights and optimizer may be half changed in it, so that they belong to no step."""
-        return self in (Activity.OFFLOAD, Activity.UPDATE, Activity.PREDICTION)
+        return self in (Activity.OFFLOAD, Activity.UPDATE, Activity.PREDICTION, Activity.RESTORE)
 
     @property
     def draws(self) -> bool:

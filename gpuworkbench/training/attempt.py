@@ -22,7 +22,7 @@ from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import leave_begun_windows, save_checkpoint, train
 from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
-from gpuworkbench.training.out_of_memory import note_out_of_memory, run_device
+from gpuworkbench.training.out_of_memory import no_room_hint, note_out_of_memory, run_device
 from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
@@ -107,7 +107,7 @@ def open_run(
             raise
         raise DoesNotFitError(
             f"weights and optimizer do not fit the {run_device(config)}: {first_line(error)}",
-            "choose a smaller preset or model",
+            no_room_hint(error, config),
         ) from None
     announce(run, file, restored)
     if run.pretrained is not None:

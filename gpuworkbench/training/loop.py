@@ -301,6 +301,7 @@ def write_sample(run: TrainingRun) -> None:
     else:
         run.events.emit(Sample, step=run.progress.step, prompt=run.config.sample.prompt, text=text)
         return
+    run.activity = Activity.BETWEEN_STEPS
     torch.cuda.empty_cache()
     run.events.emit(
         WarningEvent,

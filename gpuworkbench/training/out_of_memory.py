@@ -71,6 +71,14 @@ def run_device(config: RunConfig) -> str:
     return "card" if config.device.kind == "cuda" else "host's memory"
 
 
+def no_room_hint(error: BaseException, config: RunConfig) -> str:
+    """What to do where the run cannot even be built."""
+    shortage = shortage_of(error, torch.device(config.device.kind))
+    if why(shortage) is Why.OTHER_PROCESS:
+        return f"other processes hold {format_bytes(shortage.others_bytes)}: end them and try again"
+    return "choose a smaller preset or model"
+
+
 def keeps_activations_elsewhere(config: RunConfig) -> bool:
     """Whether looking at a saved activation would compute or fetch it."""
     return config.memory.activation_checkpointing != "none" or config.memory.activation_offload

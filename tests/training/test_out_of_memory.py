@@ -372,3 +372,49 @@ def test_the_log_names_the_biggest(local: LocalRuns) -> None:
     logits = [tensor for tensor in error["biggest"] if tensor["shape"] == [4 * 32, 320]]
     assert logits, error["biggest"]
     assert error["hint"].count("biggest: ") == 1
+
+
+# Where a checkpoint is to be loaded
+
+
+def full_while_loading(*_: Any) -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 15.57 GiB of which 0.20 GiB is "
+        "free. Process 77 has 6.00 GiB memory in use. Of the allocated memory 4.00 GiB is allocated by PyTorch, and "
+        "10.00 MiB is reserved by PyTorch but unallocated."
+    )
+
+
+def test_a_resume_without_room_blames_memory_not_the_checkpoint(
+    local: LocalRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = local.trained("to-be-resumed", {"train.max_steps": 8})
+    local.change(paths, {"train.max_steps": 12})
+    with monkeypatch.context() as patch:
+        patch.setattr("gpuworkbench.training.state.OptimizerState.load", full_while_loading)
+        assert local.attempt(paths) == 4
+    (error,) = local.events(paths, "error")
+    assert error["message"].startswith("weights and optimizer do not fit the host's memory: CUDA out of memory")
+    assert list_checkpoints(paths)[0].step == 8, "nothing was put aside"
+    assert local.attempt(paths) == 0
+
+
+def test_a_rollback_without_room_saves_nothing(local: LocalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nan_at(forward: Forward, model: torch.nn.Module) -> Forward:
+        calls = 0
+
+        def broken(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal calls
+            calls += model.training
+            return forward(x, y) * (float("nan") if calls == 2 * 9 + 1 else 1.0)
+
+        return broken
+
+    paths = local.create("no-way-back", {"train.on_nonfinite": "rollback", "eval.interval_steps": 0})
+    with wrapped_forward(nan_at):
+        run = local.open(paths)
+        monkeypatch.setattr("gpuworkbench.training.state.OptimizerState.load", full_while_loading)
+        outcome = attempt(run)
+    assert (outcome.status, outcome.exit_code) == ("stopped", 75)
+    assert outcome.reason.startswith("out of memory in going back to a checkpoint")
+    assert [reference.step for reference in list_checkpoints(paths)] == [7]
