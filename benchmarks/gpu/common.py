@@ -155,14 +155,15 @@ def speed(run: TrainingRun, step_s: float) -> dict[str, Any]:
     """Tokens a second, and MFU against the dense peak of the run's precision (None where that is not known)."""
     config = run.config
     tokens_per_s = config.tokens_per_step / step_s
-    peak = peak_flops(run.device.card, run.precision.name)
+    precision = run.precisions.current.name
+    peak = peak_flops(run.device.card, precision)
     flops = config.model.flops_per_token(config.train_seq_len)
     return {
         "tokens_per_step": config.tokens_per_step,
         "tokens_per_s": tokens_per_s,
         "mfu": None if peak is None else tokens_per_s * flops / peak,
         "dense_peak_flops": peak,
-        "precision": run.precision.name,
+        "precision": precision,
     }
 
 

@@ -61,7 +61,7 @@ def _measured(
     place: Place, name: str, preset: str, *, micro_batch: int, compile_mode: str, counted: int
 ) -> dict[str, Any]:
     sets = {"train.micro_batch_size": micro_batch, "train.grad_accum_steps": 4, "device.compile": compile_mode}
-    sets |= {"train.log_interval_steps": 10, "train.mode": "fast"}
+    sets |= {"train.log_interval_steps": 10, "train.mode": "fast", "hybrid.enabled": False}  # true steps alone
     run = opened(new_run(place, name, preset, sets, steps=1000))
     started = time.perf_counter()
     train_one_step(run)

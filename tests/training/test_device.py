@@ -85,6 +85,6 @@ def test_env_json_and_the_first_event_carry_it(cuda: Cuda) -> None:
     run: Any = SimpleNamespace(
         device=set_up_device(config(memory_limit_gib=24)),
         config=config(memory_limit_gib=24),
-        precision=SimpleNamespace(name="bf16"),
+        precisions=SimpleNamespace(current=SimpleNamespace(name="bf16"), describe=lambda _: {}),
     )
     assert environment(run)["simulated_card"] == "simulated card, 24 GiB"
