@@ -68,6 +68,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--preset", metavar="NAME", help="a preset's name, or the path of a .toml file")
     what.add_argument("--resume", metavar="RUN", help=f"go on with {RUN_HELP}")
     what.add_argument("--fork", action="store_true", help="with --resume: train on as a new run, which may differ")
+    what.add_argument(
+        "--apply-fix", action="store_true", help="with --resume: make the change that would have fitted in memory"
+    )
     what.add_argument("--cpu-twin", action="store_true", help="train the preset's small stand-in on the CPU")
     what.add_argument("--steps", type=_positive, metavar="N", help="total optimizer steps of the run")
     what.add_argument(

@@ -28,6 +28,11 @@ def format_bytes(num_bytes: float | None) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 
 
+def simulated_card_name(limit_gib: float) -> str:
+    """How a card whose memory is capped is called wherever it shows: `simulated card, 16 GiB`."""
+    return f"simulated card, {limit_gib:g} GiB"
+
+
 _SIZE = re.compile(
     r"(?P<whole>\d{1,15})(\.(?P<fraction>\d{1,3}))? ?(?P<unit>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE | re.ASCII
 )

@@ -29,4 +29,5 @@ def row(info: RunInfo) -> list[str]:
     """One line of the table."""
     step = NOT_AVAILABLE if info.step is None else str(info.step)
     total = f"/{info.max_steps}" if info.max_steps is not None else ""
-    return [info.run_id, info.status, step + total, format_number(info.last_loss), info.reason or ""]
+    note = "; ".join(text for text in (info.simulated_card, info.reason) if text)
+    return [info.run_id, info.status, step + total, format_number(info.last_loss), note]

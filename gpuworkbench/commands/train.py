@@ -105,6 +105,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--preset starts a run and --resume goes on with one", "give one of them")
     if arguments.fork and arguments.resume is None:
         raise UsageError("--fork needs a run to fork from", "add --resume RUN")
+    if arguments.apply_fix and (arguments.resume is None or arguments.fork):
+        raise UsageError("--apply-fix changes a run that ran out of memory", "use it with --resume RUN, without --fork")
     if arguments.resume is not None and arguments.cpu_twin:
         raise UsageError("--cpu-twin is chosen when a run starts", "leave it out: a resumed run stays what it is")
     if arguments.resume is not None and arguments.force:
@@ -155,7 +157,7 @@ def prepare(arguments: argparse.Namespace) -> Plan:
         )
         say(f"forked from {parent.run_id}")
         return Plan(child, child.run_toml, is_new_run=True, is_new_file=True)
-    resumed = resumption.resume(parent, sets=sets, steps=steps, queue=queue)
+    resumed = resumption.resume(parent, sets=sets, steps=steps, queue=queue, apply_fix=arguments.apply_fix)
     for difference in resumed.changed:
         say(f"changed: {difference}")
     return Plan(parent, resumed.run_file, is_new_run=False, is_new_file=resumed.is_new_file)

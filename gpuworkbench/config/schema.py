@@ -16,6 +16,7 @@ from gpuworkbench import registry
 from gpuworkbench.config.fields import MAX_COUNT, MAX_SEED, MAX_STEPS, MAX_TOKENS, Section, doc
 from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.config.memory_section import MemoryConfig
+from gpuworkbench.units import simulated_card_name
 
 if TYPE_CHECKING:
     from gpuworkbench.config.families.gpt2 import Gpt2Config
@@ -330,6 +331,13 @@ class RunConfig(Section, frozen=True, kw_only=True):
         return self.hybrid.probe_sequences * self.train_seq_len + 1 if self.hybrid.enabled else 0
 
     @property
+    def simulated_card(self) -> str | None:
+        """How a card that is smaller than the real one is called everywhere; None where nothing is simulated."""
+        limit_gib = self.device.memory_limit_gib
+        return None if limit_gib is None or self.is_cpu_twin else simulated_card_name(limit_gib)
+
+    @property
     def label(self) -> str:
-        """The preset's name as people see it, marked where it is a CPU twin."""
-        return f"{self.preset} (CPU twin)" if self.is_cpu_twin else self.preset
+        """The preset's name as people see it, marked where it is a CPU twin or its card is simulated."""
+        mark = "CPU twin" if self.is_cpu_twin else self.simulated_card
+        return self.preset if mark is None else f"{self.preset} ({mark})"

@@ -244,12 +244,33 @@ class Warning(Event, frozen=True, kw_only=True, tag="warning"):
     hint: str = ""
 
 
+class LiveTensor(Struct, frozen=True, kw_only=True):
+    """`count` tensors of one name, shape and type that were in memory, `num_bytes` together."""
+
+    kind: str
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+    num_bytes: Count
+    count: Count = 1
+
+
 class Error(Event, frozen=True, kw_only=True, tag="error"):
-    """Why the attempt failed. `kind`: config, cuda_oom, nonfinite, data, io, internal."""
+    """Why the attempt failed. `kind`: config, cuda_oom, nonfinite, data, io, internal.
+
+    Where memory was full (cuda_oom, the host's too): `where` (forward, backward, optimizer step, validation, ...),
+    `why` (too_big, fragmentation, other_process), `requested_bytes`, the `biggest` tensors in memory, the largest
+    first, and `fix`: the keys that `--apply-fix` sets, empty where no change is known to help.
+    """
 
     kind: str
     message: str
     hint: str = ""
+    where: str = ""
+    why: str = ""
+    requested_bytes: Count | None = None
+    biggest: tuple[LiveTensor, ...] = ()
+    fix: dict[str, bool | int | str] = {}
 
 
 class RunFinished(Event, frozen=True, kw_only=True, tag="run_finished"):

@@ -41,8 +41,10 @@ def _outcome(state: RunState) -> str:
     end = f"/{state.max_steps}" if state.max_steps is not None else ""
     status = one_line(state.finish_status) if state.finish_status else "not finished"
     reason = f" ({one_line(state.finish_reason)})" if state.finish_reason else ""
-    twin = ", CPU twin" if state.is_cpu_twin else ""
-    return f"{one_line(state.run_id or 'unknown')}{twin}: {status}{reason} at step {state.step}{end}"
+    mark = ", CPU twin" if state.is_cpu_twin else ""
+    if state.simulated_card:
+        mark += f", {one_line(state.simulated_card)}"
+    return f"{one_line(state.run_id or 'unknown')}{mark}: {status}{reason} at step {state.step}{end}"
 
 
 def _losses(state: RunState) -> Iterator[tuple[str, str]]:
@@ -117,4 +119,8 @@ def _next_commands(state: RunState, name: str | None) -> Iterator[tuple[str, str
     prompt = f" --prompt {shlex.quote(one_line(state.samples[-1].prompt))}" if state.samples else ""
     yield "sample", f"gpuworkbench sample {run}{prompt}"
     further = f" --steps {2 * state.step}" if state.finish_status == "completed" and state.step else ""
+    error = state.errors[-1] if state.errors else None
+    if error is not None and error.fix and error.attempt == state.attempt and state.finish_status == "stopped":
+        changes = ", ".join(one_line(f"{key} = {value}") for key, value in error.fix.items())
+        yield "make it fit", f"gpuworkbench --resume {run} --headless --apply-fix   ({changes})"
     yield "go on", f"gpuworkbench --resume {run} --headless{further}"

@@ -17,6 +17,7 @@ from gpuworkbench.data import load_same_tokens, prepare
 from gpuworkbench.errors import ConfigError, RunLockedError
 from gpuworkbench.launch.queue import device_of_config, refuse_busy
 from gpuworkbench.launch.resolve import resolve_steps
+from gpuworkbench.launch.stored_fix import stored_fix
 from gpuworkbench.runs.create import newest_run_file, write_attempt_file
 from gpuworkbench.runs.heartbeat import living_pid
 from gpuworkbench.runs.lock import probe_lock
@@ -44,19 +45,23 @@ def resume(
     sets: Iterable[Override] = (),
     steps: int | None = None,
     queue: bool = False,
+    apply_fix: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Resumption:
     """Check that a run may go on with these changes, and write its new run file where keys changed.
 
-    With `queue` its card may be in use: the trainer waits for it.
+    With `queue` its card may be in use: the trainer waits for it. With `apply_fix` the change that its last attempt,
+    out of memory, left in the log is made too; of the keys that make another run only these may differ.
     Raises RunLockedError, DeviceBusyError, ConfigError (a semantic key changed; naming `--fork`), DataError, RunError.
     """
     refuse_locked(paths)
     newest = newest_run_file(paths)
     old = _read(newest)
-    new = changed_config(old, sets, steps, environ, paths.tokenizer)
+    fix = stored_fix(paths) if apply_fix else ()
+    new = changed_config(old, (*fix, *sets), steps, environ, paths.tokenizer)
     changed = tuple(differences(old, new))
-    semantic = [difference for difference in changed if difference.is_semantic]
+    fixed = {(override.key, override.value) for override in fix}
+    semantic = [item for item in changed if item.is_semantic and (item.key, item.new) not in fixed]
     if semantic:
         raise ConfigError(
             f"{paths.root.name}: {'; '.join(map(str, semantic))} would make it another run",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gpuworkbench.runs.label import read_label
 from gpuworkbench.runs.paths import RunPaths, created_unix_s
 from gpuworkbench.runs.status import RunStatus, derive_status, read_config
 from gpuworkbench.text import safe_text
+from gpuworkbench.units import simulated_card_name
 
 MAX_LISTED_RUNS = 10_000
 MAX_NOTES_CHARS = 2_000  # in a list; label.json has them all
@@ -41,6 +43,7 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     reason: str = ""
     name: str = ""
     is_cpu_twin: bool = False
+    simulated_card: str | None = None
     created_unix_s: float | None = None
     last_event_unix_s: float | None = None
     last_checkpoint_step: int | None = None
@@ -72,11 +75,21 @@ def run_info(paths: RunPaths, now: float | None = None, created: float | None = 
         name=safe_text(label.name, max_chars=200),
         notes=safe_text(label.notes, multiline=True, max_chars=MAX_NOTES_CHARS),
         is_cpu_twin=config.get("is_cpu_twin") is True,
+        simulated_card=simulated_card(config),
         created_unix_s=_created(paths.root) if created is None else created,
         last_event_unix_s=report.last_event_unix_s,
         last_checkpoint_step=report.last_checkpoint_step,
         forked_from=_text(config.get("forked_from")),
     )
+
+
+def simulated_card(config: Mapping[str, Any]) -> str | None:
+    """What `RunConfig.simulated_card` says, from a run file that may hold anything."""
+    device = config.get("device")
+    limit_gib = device.get("memory_limit_gib") if isinstance(device, Mapping) else None
+    if not isinstance(limit_gib, int | float) or isinstance(limit_gib, bool) or not 0 < limit_gib <= 1e6:
+        return None
+    return None if config.get("is_cpu_twin") is True else simulated_card_name(limit_gib)
 
 
 def forked_from(paths: RunPaths) -> str:

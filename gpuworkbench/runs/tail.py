@@ -39,6 +39,8 @@ class Glimpse(Struct, frozen=True, kw_only=True):
     command: str | None = None
     code: str | None = None
     ok: bool | None = None
+    kind: str | None = None
+    fix: dict[str, bool | int | str] | None = None
 
 
 _decoder = msgspec.json.Decoder(Glimpse)

@@ -81,6 +81,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     target_step: int | None
     target_tokens: float | None
     target_elapsed_s: float | None
+    simulated_card: str | None = None
 
 
 class LossRow(Struct, frozen=True, kw_only=True):
@@ -201,6 +202,7 @@ def summarise(run: Compared, metric: Metric, target_loss: float | None) -> Summa
         target_step=None if step is None else int(step),
         target_tokens=_placed(run, step, "tokens"),
         target_elapsed_s=_placed(run, step, "time"),
+        simulated_card=state.simulated_card or (run.config.simulated_card if run.config else None),
     )
 
 

@@ -56,8 +56,9 @@ BY_WORDS: dict[By, str] = {"step": "steps", "tokens": "tokens", "time": "time of
 def _summary(run: Summary, by: By) -> list[str]:
     end = f"/{run.max_steps}" if run.max_steps is not None else ""
     reached = {"step": run.target_step, "tokens": run.target_tokens, "time": run.target_elapsed_s}[by]
+    mark = f" ({one_line(run.simulated_card)})" if run.simulated_card else ""
     return [
-        one_line(run.name or run.run_id),
+        one_line(run.name or run.run_id) + mark,
         run.status.value,
         f"{run.step}{end}",
         format_loss(run.best_val_loss),

@@ -91,7 +91,7 @@ def notable_lines(event: AnyEvent, state: RunState) -> list[Line]:
 def _started(event: schema.RunStarted | schema.RunResumed, state: RunState) -> list[Line]:
     where = one_line(event.card or event.device)
     if event.simulated_card:
-        where += f", simulating {one_line(event.simulated_card)}"
+        where += f" ({one_line(event.simulated_card)})"
     twin = ", CPU twin" if event.is_cpu_twin else ""
     parameters = f", {format_count(event.n_params)} parameters" if event.n_params is not None else ""
     what = "run" if isinstance(event, schema.RunStarted) else f"resumed from step {event.from_step}: run"
@@ -144,9 +144,8 @@ def _warning(event: schema.Warning, state: RunState) -> list[Line]:
 
 
 def _error(event: schema.Error, state: RunState) -> list[Line]:
-    return [
-        Line(f"{_at(event, state)}  error ({one_line(event.kind)}): {_with_hint(event.message, event.hint)}", "error")
-    ]
+    what = ", ".join(map(one_line, (event.kind, event.where))) if event.where else one_line(event.kind)
+    return [Line(f"{_at(event, state)}  error ({what}): {_with_hint(event.message, event.hint)}", "error")]
 
 
 def _config_changed(event: schema.ConfigChanged, state: RunState) -> list[Line]:

@@ -74,7 +74,8 @@ def main(directory: str) -> int:
 
 def search(files: SearchFiles, plan: SearchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
     """Range test where one is wanted and missing, then trials until the plan has no more. Raises DoesNotFitError."""
-    from gpuworkbench.training.attempt import first_line, is_out_of_memory, run_device
+    from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
+    from gpuworkbench.training.out_of_memory import run_device
 
     try:
         _search(files, plan, config, data, progress)

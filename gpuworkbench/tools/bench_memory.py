@@ -229,7 +229,7 @@ def logged(run: TrainingRun) -> list[dict[str, Any]]:
 
 def is_full(error: BaseException) -> bool:
     """Whether memory ran out."""
-    from gpuworkbench.training.attempt import is_out_of_memory
+    from gpuworkbench.training.memory_errors import is_out_of_memory
 
     return is_out_of_memory(error)
 

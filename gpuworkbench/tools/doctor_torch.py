@@ -39,7 +39,7 @@ def describe_device(index: int) -> dict[str, Any]:
     device: dict[str, Any] = {
         "index": index,
         "name": properties.name,
-        "uuid": None if uuid is None else f"GPU-{uuid}",
+        "uuid": None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}",
         "compute_capability": [properties.major, properties.minor],
         "memory_total_bytes": properties.total_memory,
         "is_bf16_supported": None,

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 from typing import NamedTuple
 
-import torch
-
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml, read_config_file
@@ -23,6 +21,8 @@ from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import leave_begun_windows, save_checkpoint, train
+from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
+from gpuworkbench.training.out_of_memory import no_room_hint, note_out_of_memory, run_device
 from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
@@ -109,7 +109,7 @@ def open_run(
             raise
         raise DoesNotFitError(
             f"weights and optimizer do not fit the {run_device(config)}: {first_line(error)}",
-            "choose a smaller preset or model",
+            no_room_hint(error, config),
         ) from None
     announce(run, file, restored)
     if run.pretrained is not None:
@@ -125,8 +125,8 @@ def finish(run: TrainingRun) -> Outcome:
     Raises what `train` and `settle` raise, once the checkpoint in flight is written.
     """
     try:
-        status, exit_code, reason = train_to_an_end(run)
-        if settle(run):
+        ending = train_to_an_end(run)
+        if settle(run) and ending.is_sound:
             save_checkpoint(run, wait=True)
     finally:
         run.checkpointer.wait()
@@ -136,56 +136,37 @@ def finish(run: TrainingRun) -> Outcome:
     if run.checkpointer.last_saved_step != step:
         last = run.checkpointer.last_saved_step
         since = "there is no checkpoint" if last is None else f"the last checkpoint is of step {last}"
+        if ending.is_out_of_memory:
+            goes_on = "a resume begins anew" if last is None else "a resume goes on from there"
+            return Outcome(step, ending.status, ending.exit_code, f"{ending.reason}; {since}: {goes_on}")
         reason = f"step {step} could not be saved ({run.checkpointer.failure}); {since}"
         run.events.emit(Error, step=step, kind="io", message=reason, hint="free disk space and resume the run")
         return Outcome(step, "failed", ExitCode.FAILED, reason)
-    return Outcome(step, status, exit_code, reason)
+    return Outcome(step, ending.status, ending.exit_code, ending.reason)
 
 
-def train_to_an_end(run: TrainingRun) -> tuple[str, ExitCode, str]:
-    """Status, exit code and reason of the way training ended. Raises NonfiniteError."""
+class Ending(NamedTuple):
+    """How training ended. Not `is_sound`: the weights belong to no step, so they are not saved."""
+
+    status: str
+    exit_code: ExitCode
+    reason: str
+    is_sound: bool = True
+    is_out_of_memory: bool = False
+
+
+def train_to_an_end(run: TrainingRun) -> Ending:
+    """Train, and say how it ended. Raises NonfiniteError."""
     try:
-        return "completed", ExitCode.OK, train(run)
+        return Ending("completed", ExitCode.OK, train(run))
     except StopRequested as stop:
-        return "stopped", ExitCode.STOPPED, stop.reason
+        return Ending("stopped", ExitCode.STOPPED, stop.reason)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        note_out_of_memory(run, error)
-        return "stopped", ExitCode.STOPPED, f"out of memory: the {run_device(run.config)} is full"
-
-
-def note_out_of_memory(run: TrainingRun, error: BaseException) -> None:
-    """Memory is full: record it; weights and optimizer are those of the last finished step."""
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.progress.step == 0:
-        run.optimizer.state.clear()  # its first step may have made the state of some parameters and not of others
-    torch.cuda.empty_cache()
-    half = max(run.config.train.micro_batch_size // 2, 1)
-    accum = run.config.train.grad_accum_steps * run.config.train.micro_batch_size // half
-    run.events.emit(
-        Error,
-        step=run.progress.step,
-        kind="cuda_oom",
-        message=first_line(error),
-        hint=f"halve the micro-batch at the same tokens per step: --set train.micro_batch_size={half} "
-        f"--set train.grad_accum_steps={accum}",
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the card's or the host's memory was asked for more than it has."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def run_device(config: RunConfig) -> str:
-    """Where the run's memory is, in words."""
-    return "card" if config.device.kind == "cuda" else "host's memory"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, which may be empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        is_sound = note_out_of_memory(run, error)
+        reason = f"out of memory in {run.activity}: the {run_device(run.config)} is full"
+        return Ending("stopped", ExitCode.STOPPED, reason, is_sound=is_sound, is_out_of_memory=True)
 
 
 def change_setting(run: TrainingRun, key: str, value: object) -> str:

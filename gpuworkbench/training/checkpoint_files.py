@@ -24,6 +24,7 @@ from gpuworkbench.io.safetensors_file import TensorRecord, write_safetensors
 from gpuworkbench.memory.host_arena import host_like
 from gpuworkbench.parts import MayBeMissing, Part, Stateful
 from gpuworkbench.runs.manifest import Manifest, write_manifest
+from gpuworkbench.training.memory_errors import is_out_of_memory
 from gpuworkbench.training.state import STATE_VERSION
 
 STATE_FILE = "state.json"
@@ -123,8 +124,8 @@ def write_checkpoint_files(directory: Path, snapshot: Snapshot, files: Files) ->
 def load_checkpoint_files(directory: Path, manifest: Manifest, parts: Mapping[str, Stateful]) -> None:
     """Put a verified checkpoint into the parts, each in place.
 
-    Raises ForeignCheckpointError where the content does not belong to this run or program; then the parts must not
-    be used.
+    Raises ForeignCheckpointError where the content does not belong to this run or program, and what says that memory
+    is full; then the parts must not be used.
     """
     state = _read_state(directory, manifest)
     stored = {entry.name for entry in manifest.files}
@@ -145,6 +146,8 @@ def load_checkpoint_files(directory: Path, manifest: Manifest, parts: Mapping[st
         except (CheckpointError, ConfigError) as error:
             raise _foreign(directory, error.message) from None
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise  # the checkpoint is right, there is no room for it now
             reason = " ".join(str(error).split())[:200]
             raise _foreign(directory, f"its {part_name!r} state does not fit: {reason}") from None
 

@@ -62,7 +62,7 @@ def _set_up_cuda(config: RunConfig) -> Device:
             f"device.memory_limit_gib = {limit_gib}: the card has {total / GIB:.1f} GiB", "give a smaller limit"
         )
     torch.cuda.set_per_process_memory_fraction(max(limit - CONTEXT_BYTES, 1) / total, device)
-    return Device(device, properties.name, f"simulated card, {limit_gib:g} GiB", limit)
+    return Device(device, properties.name, config.simulated_card, limit)
 
 
 def _index_of(config: RunConfig) -> int:

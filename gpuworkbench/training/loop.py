@@ -20,9 +20,11 @@ from gpuworkbench.events.schema import CurriculumStage, Eval, Sample
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.hybrid.context import BadStep
 from gpuworkbench.models.generate import generate
+from gpuworkbench.training.activity import Activity
 from gpuworkbench.training.batches import validation_batches
 from gpuworkbench.training.evaluate import Validation, evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
+from gpuworkbench.training.memory_errors import first_line, is_out_of_memory, let_go
 from gpuworkbench.training.optim import clip_grad_norm, set_lr
 from gpuworkbench.training.recovery import recover, settle
 from gpuworkbench.training.settings import LR_SCALE
@@ -60,14 +62,18 @@ def train(run: TrainingRun) -> str:
 def train_one_step(run: TrainingRun) -> BadStep | None:
     """One optimizer step, its counters and its telemetry; returns the first non-finite step that has come to light."""
     progress = run.progress
+    run.activity = Activity.PREDICTION
     bad = run.hybrid.before_step()
+    run.activity = Activity.BETWEEN_STEPS
     if bad is not None:
         return bad
     lr = set_learning_rate(run, progress.step + 1)
+    run.draws = run.parts["rng"].state()
     loss, grad_norm, scored = optimizer_step(run)
     stage = count_step(run)
     run.hybrid.after_step()
     run.average.update()
+    run.activity = Activity.BETWEEN_STEPS
     pending = Pending(
         progress.step,
         loss,
@@ -160,11 +166,14 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
     position = run.progress.sequences_seen + run.progress.skipped_sequences
     total: torch.Tensor | None = None
     scored: torch.Tensor | None = None
+    run.activity = Activity.OFFLOAD
     for strategy in run.strategies:
         strategy.before_step()
     run.hybrid.before_update()
+    run.activity = Activity.FORWARD
     for batch in run.train_batches.of_step(position, place):
         loss = run.forward(batch.x, batch.y)
+        run.activity = Activity.BACKWARD
         if batch.scored is None or batch.share is None:
             run.scaler.scale(loss / accum if accum > 1 else loss).backward()
         else:
@@ -172,12 +181,16 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
             run.scaler.scale(loss).backward()
             scored = batch.scored if scored is None else scored + batch.scored
         total = loss.detach() if total is None else total + loss.detach()
+        run.activity = Activity.FORWARD
     assert total is not None
+    run.activity = Activity.BACKWARD
     run.scaler.unscale_(run.optimizer)
     known = next((norm for strategy in run.strategies if (norm := strategy.grad_norm()) is not None), None)
     grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm) if known is None else known
+    run.activity = Activity.OFFLOAD
     for strategy in run.strategies:
         strategy.before_update()
+    run.activity = Activity.UPDATE
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -224,7 +237,7 @@ def due(run: TrainingRun, interval_key: str, *, or_at_end: bool = False) -> bool
 
 def run_validation(run: TrainingRun) -> bool:
     """Evaluate, emit the event, note best and patience; returns whether it is the best so far."""
-    with outside_step_time(run), run.precisions.of_validation():
+    with outside_step_time(run, Activity.VALIDATION), run.precisions.of_validation():
         result = validate(run)
         is_best = note_validation(run.progress, result.loss, run.config.early_stopping)
         emit_validation(run, "val", result, is_best=is_best)
@@ -244,7 +257,9 @@ def validate(run: TrainingRun) -> Validation:
         run.n_eval_batches,
         run.device.torch_device,
     )
-    return evaluate(run.forward, run.model, alive(run, batches))
+    result = evaluate(run.forward, run.model, alive(run, batches), run.eval_rows)
+    warn_of_smaller_batch(run)
+    return result
 
 
 def emit_validation(run: TrainingRun, split: str, result: Validation, *, is_best: bool = False) -> None:
@@ -261,23 +276,57 @@ def emit_validation(run: TrainingRun, split: str, result: Validation, *, is_best
     )
 
 
-def write_sample(run: TrainingRun) -> None:
-    """Continue the configured prompt with the model as it is now; a generator of its own."""
-    with outside_step_time(run):
-        sample = run.config.sample
-        prompt_ids = list(run.tokenizer.encode(sample.prompt)) or [run.tokenizer.eot_id or 0]
-        ids = generate(
-            run.model,
-            prompt_ids,
-            sample.tokens,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            seed=sample.seed,
-            stop_id=end_of_text(run.tokenizer),
+def warn_of_smaller_batch(run: TrainingRun) -> None:
+    """Say, once for each size, that a validation batch did not fit and was evaluated in parts."""
+    for size, reason in run.eval_rows.take_news():
+        run.events.emit(
+            WarningEvent,
+            step=run.progress.step,
+            code="eval_batch_reduced",
+            message=f"validation goes on with {size} sequences at a time, more do not fit ({reason})",
+            hint=f"the loss is the same; to start with it: --set eval.micro_batch_size={size}",
         )
-        text = run.tokenizer.decode(list(alive(run, ids)))
-        run.progress.last_sample_step = run.progress.step
-        run.events.emit(Sample, step=run.progress.step, prompt=sample.prompt, text=text)
+
+
+def write_sample(run: TrainingRun) -> None:
+    """A sample with the model as it is now; where memory is too full for it, a warning and no sample."""
+    run.progress.last_sample_step = run.progress.step
+    try:
+        with outside_step_time(run, Activity.SAMPLING):
+            text = sample_text(run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+        let_go(error)
+    else:
+        run.events.emit(Sample, step=run.progress.step, prompt=run.config.sample.prompt, text=text)
+        return
+    run.activity = Activity.BETWEEN_STEPS
+    torch.cuda.empty_cache()
+    run.events.emit(
+        WarningEvent,
+        step=run.progress.step,
+        code="sample_out_of_memory",
+        message=f"no room for a sample: {reason}",
+        hint="training goes on; fewer --set sample.tokens, or sample from a checkpoint later",
+    )
+
+
+def sample_text(run: TrainingRun) -> str:
+    """The configured prompt continued; a generator of its own."""
+    sample = run.config.sample
+    prompt_ids = list(run.tokenizer.encode(sample.prompt)) or [run.tokenizer.eot_id or 0]
+    ids = generate(
+        run.model,
+        prompt_ids,
+        sample.tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        seed=sample.seed,
+        stop_id=end_of_text(run.tokenizer),
+    )
+    return run.tokenizer.decode(list(alive(run, ids)))
 
 
 def save_checkpoint(run: TrainingRun, *, wait: bool = False) -> None:
@@ -307,9 +356,11 @@ def alive(run: TrainingRun, items: Iterator[_Item]) -> Iterator[_Item]:
 
 
 @contextmanager
-def outside_step_time(run: TrainingRun) -> Iterator[None]:
-    """What happens inside is not counted as time of a training step."""
+def outside_step_time(run: TrainingRun, activity: Activity) -> Iterator[None]:
+    """What happens inside is `activity`, and is not counted as time of a training step."""
+    run.activity = activity
     try:
         yield
+        run.activity = Activity.BETWEEN_STEPS  # not after a failure: whoever records it must know where
     finally:
         run.telemetry.start_window()

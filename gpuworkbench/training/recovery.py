@@ -8,6 +8,7 @@ from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.events.schema import ConfigChanged, Divergence, RunResumed
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.hybrid.context import BadStep
+from gpuworkbench.training.activity import Activity
 from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.setup import TrainingRun
 
@@ -44,7 +45,9 @@ def recover(run: TrainingRun, bad: BadStep) -> None:
     cursor += run.curriculum.place(run.progress.tokens_seen).begun_windows
     overridden = dict(run.settings.overridden)
     run.checkpointer.wait()
+    run.activity = Activity.RESTORE
     restored = run.checkpointer.restore()
+    run.activity = Activity.BETWEEN_STEPS
     if restored.step is None:
         raise NonfiniteError(f"{what}, before the first checkpoint", hint)
     warn_of_damage(run, restored)

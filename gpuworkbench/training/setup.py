@@ -25,13 +25,15 @@ from gpuworkbench.memory.precision import autocast
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.memory.weights import Weights, weights_of
 from gpuworkbench.models.base import LanguageModel
-from gpuworkbench.parts import Stateful
+from gpuworkbench.parts import Part, Stateful
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
+from gpuworkbench.training.activity import Activity
 from gpuworkbench.training.batches import TrainBatches
 from gpuworkbench.training.checkpoint import Checkpointer
 from gpuworkbench.training.controls import Controls
 from gpuworkbench.training.device import Device, set_up_device
+from gpuworkbench.training.evaluate import Rows
 from gpuworkbench.training.optim import build_optimizer
 from gpuworkbench.training.phases import Phases
 from gpuworkbench.training.prediction import add_average, add_hybrid
@@ -77,6 +79,9 @@ class TrainingRun:
     start_event_fields: dict[str, Any] = field(default_factory=dict)
     notices: list[tuple[str, str]] = field(default_factory=list)
     pretrained: Loaded | None = None  # what this attempt filled the model with, where it began with foreign weights
+    activity: Activity = Activity.BETWEEN_STEPS
+    draws: Part | None = None  # the generators as they were before this step
+    eval_rows: Rows = field(default_factory=Rows)
 
     @property
     def max_steps(self) -> int:

@@ -33,6 +33,7 @@ WITHOUT_A_PART = {
     r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
     r"run\.strategies\[\d+\]\.(has_warned|phases.*)": "what the log was told of, and is to be told",
+    r"run\.draws\..*": "made anew by each step",
 }
 # Tensors that no part owns.
 COPIES = {
@@ -41,6 +42,7 @@ COPIES = {
     r"run\.model\.call_block\.pool\._chunks\[\d+\]\.memory": "activations of one step",
     r"run\.hybrid\.context\[\d+\]\[\d+\]\[\d\]": "the probe: read from the data, and never written to",
     r"run\.optimizer\.conveyor\.staging": "state on its way; it is back in the arena before a checkpoint",
+    r"run\.draws\.tensors\[\w+\]": "the generators before a step, for one that runs out of memory",
 }
 HYBRID = {
     "hybrid.enabled": True,

@@ -94,7 +94,7 @@ def test_notable_events_come_at_once() -> None:
     log.add(schema.Correction, 24, **losses, rolled_back=False).add(schema.Correction, 25, **losses, rolled_back=True)
     log.add(schema.Error, 26, kind="cuda_oom", message="out of memory", hint="halve train.micro_batch_size")
     log.add(schema.RunFinished, 26, status="failed", exit_code=1, reason="out of memory")
-    log.resume(20, card="RTX 5080", simulated_card="A", is_cpu_twin=True)
+    log.resume(20, card="RTX 5080", simulated_card="simulated", is_cpu_twin=True)
     assert stage.show().splitlines() == [
         "step   1/100  phase full for 20 steps: warm",
         "step  10/100  val loss 3.0000  ppl 20.1  best so far  (8.2k tokens in 2.00 s)",
@@ -113,7 +113,7 @@ def test_notable_events_come_at_once() -> None:
         "step  25/100  rolled back: loss 3.5000, predicted loss 2.5000",
         "step  26/100  error (cuda_oom): out of memory; halve train.micro_batch_size",
         "step  26/100  failed: out of memory",
-        "resumed from step 20: run 20250101-000000-quick-abcd (preset quick, CPU twin) on RTX 5080, simulating A",
+        "resumed from step 20: run 20250101-000000-quick-abcd (preset quick, CPU twin) on RTX 5080 (simulated)",
     ]
 
 

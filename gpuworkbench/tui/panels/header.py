@@ -29,10 +29,9 @@ class HeaderPanel(Panel, can_focus=False):
         is_twin = state.is_cpu_twin or (config is not None and config.is_cpu_twin)
         params = f"{format_count(state.n_params)} parameters" if state.n_params is not None else ""
         where = one_line(state.card or state.device or "")
-        if state.simulated_card:
-            where += f" simulating {one_line(state.simulated_card)}"
+        simulated = one_line(state.simulated_card or (config.simulated_card if config else "") or "")
         preset = one_line(state.preset or (config.preset if config else "") or NOT_AVAILABLE)
-        more = [(2, preset), (1, "CPU twin" if is_twin else ""), (4, params), (3, where)]
+        more = [(2, preset), (1, "CPU twin" if is_twin else ""), (1, simulated), (4, params), (3, where)]
         if state.attempt > 1:
             more.append((5, f"attempt {state.attempt}"))
         status = f"{glyph} {view.status.value}"

@@ -50,7 +50,9 @@ class MemoryPanel(PlotPanel):
             _bar_row("allocated", allocated, full, width),
             _bar_row("reserved", reserved, full, width),
             _bar_row("peak", state.peak_allocated_bytes, full, width),
-            labelled("limit", f"{format_bytes(limit)}{_of_card(view)}"),
+            labelled(
+                "limit", f"{format_bytes(limit)}{' (simulated card)' if state.simulated_card else _of_card(view)}"
+            ),
             *self._common_rows(view, width, "allocated_bytes"),
         ]
 

@@ -145,11 +145,12 @@ class Runs(Screen[None]):
 
     def _words(self, row: RunRow) -> Content:
         info = row.info
+        mark = "CPU twin" if info.is_cpu_twin else info.simulated_card
         parts: list[list[Part]] = [
             [(safe_text(info.name or info.run_id, max_chars=120), "bold")],
             labelled("id", safe_text(info.run_id), "$foreground-muted"),
             labelled("status", f"{info.status.value}{f': {info.reason}' if info.reason else ''}"),
-            labelled("preset", info.preset + (" (CPU twin)" if info.is_cpu_twin else "")),
+            labelled("preset", info.preset + (f" ({mark})" if mark else "")),
             labelled("created", format_moment(info.created_unix_s)),
             labelled(
                 "saved", "no checkpoint" if info.last_checkpoint_step is None else f"step {info.last_checkpoint_step}"

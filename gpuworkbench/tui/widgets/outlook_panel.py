@@ -67,7 +67,7 @@ def summary(outlook: Outlook, *, is_stale: bool) -> Content:
 
 def verdict_parts(outlook: Outlook) -> list[Part]:
     """`fits  5.25 of 15.50 GiB on the card`, in the verdict's colour."""
-    where = "on the card" if outlook.kind == "cuda" else "free on this host"
+    where = f"on the {outlook.config.simulated_card or 'card'}" if outlook.kind == "cuda" else "free on this host"
     if outlook.verdict is None:
         text = "no device here will do" if outlook.refusal else "size not known yet"
         return [(text, "bold $text-error" if outlook.refusal else "$foreground-muted")]

@@ -148,7 +148,7 @@ class RunTable(DataTable[Text]):
         share = info.step / info.max_steps if info.step is not None and info.max_steps else None
         step = NOT_AVAILABLE if info.step is None else str(info.step)
         end = f"/{info.max_steps}" if info.max_steps is not None else ""
-        twin = " twin" if info.is_cpu_twin else ""
+        twin = " twin" if info.is_cpu_twin else " simulated" if info.simulated_card else ""
         mark = self._mark(info.path)
         name = safe_text(info.name or info.run_id, max_chars=widths["run"] - len(twin) - len(mark))
         cells = {
