@@ -35,12 +35,14 @@ class StepCost(NamedTuple):
         return self.compute_s + self.update_s + self.transfer_s
 
 
-def step_cost(config: RunConfig, card_name: str | None, kind: str = "cuda") -> StepCost:
+def step_cost(
+    config: RunConfig, card_name: str | None, kind: str = "cuda", *, utilization: float = UTILIZATION
+) -> StepCost:
     """What a step of `config` costs on a card of that name (an RTX 5080 where it is not known)."""
     width = product_bytes(config.memory.precision_full or config.memory.precision, kind)
     peak = peak_flops(card_name, "fp32" if width == 4 else "bf16") or REFERENCE_FLOPS / (2 if width == 4 else 1)
     n_rows = rows(config)
-    efficiency = UTILIZATION * n_rows / (n_rows + HALF_SPEED_ROWS)
+    efficiency = utilization * n_rows / (n_rows + HALF_SPEED_ROWS)
     flops = config.model.flops_per_token(config.train_seq_len) * config.tokens_per_step * recompute_factor(config)
     compute_s = flops / (peak * efficiency)
     storage = storage_bytes(config)
