@@ -81,7 +81,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--force",
         action="store_true",
-        help="train on the card here though it is smaller than asked for, or in use",
+        help="train although the card is smaller than asked for or in use, or memory is predicted to be short",
     )
     how.add_argument("--run-id", metavar="NAME", help="name of the new run's directory")
     _add_common(how)

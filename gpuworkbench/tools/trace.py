@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,20 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpuworkbench import registry
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.memory.precision import resolve_precision
-from gpuworkbench.memory.strategy import Strategy, StrategyContext
-from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.plan.analytic import product_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
-from gpuworkbench.training.batches import MicroBatch
-from gpuworkbench.training.loop import optimizer_step
-from gpuworkbench.training.optim import build_optimizer
-from gpuworkbench.training.setup import apply_memory_strategies, make_forward
+from gpuworkbench.tools.step_rig import StepRig
 
 CPU = torch.device("cpu")
 # MemTracker's words for what a storage is -> ours
@@ -62,12 +55,16 @@ def trace(config: RunConfig, kind: str) -> Traced:
     started = time.perf_counter()
     config = traceable(config)
     with FakeTensorMode(), card_norms() if kind == "cuda" else nullcontext():
-        step = TracedStep(config, kind)
+        name = "bf16" if product_bytes(config.memory.precision_full or config.memory.precision, kind) == 2 else "fp32"
         tracker = MemTracker()
-        tracker.track_external(step.model, step.optimizer, *step.gradients())
-        step.on_micro_batch = tracker.reset_mod_stats
+        # One micro-batch is enough, and this takes seconds: what earlier ones leave behind is put there.
+        rig = StepRig(
+            config, CPU, resolve_precision(name, CPU), n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats
+        )
+        make_state(rig)
+        tracker.track_external(rig.model, rig.optimizer, *rig.gradients())
         with tracker, GradientsAddInPlace():
-            step.run()
+            rig.step()
         peak = tracker.get_tracker_snapshot("peak")[CPU]
     parts: dict[str, int] = {}
     for name, num_bytes in peak.items():
@@ -84,57 +81,14 @@ def traceable(config: RunConfig) -> RunConfig:
     return replace(config, train=train, device=replace(config.device, compile="off"))
 
 
-class TracedStep:
-    """What `optimizer_step` reads of a run, with tensors that have no memory.
-
-    The optimizer's state is there before the step that is traced, as are the gradients of earlier micro-batches.
-    """
-
-    def __init__(self, config: RunConfig, kind: str) -> None:
-        self.config = config
-        entry = registry.lookup(registry.MODELS, config.model.family, "model.family")
-        self.model: LanguageModel = registry.load(entry.implementation)(config.model)
-        self.strategies: list[Strategy] = apply_memory_strategies(self.model, config)
-        self.optimizer = build_optimizer(self.model, config.optimizer, CPU)
-        for strategy in self.strategies:
-            strategy.attach(StrategyContext(self.model, self.optimizer, CPU, _ignore, lambda: 0))
-        name = "bf16" if product_bytes(config.memory.precision_full or config.memory.precision, kind) == 2 else "fp32"
-        self.precision = resolve_precision(name, CPU)
-        self.on_micro_batch: Any = _ignore
-        self._make_state()
-
-    def gradients(self) -> list[Tensor]:
-        """Those of the micro-batches before."""
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
-
-    def run(self) -> None:
-        """The step's last micro-batch and its update, through the trainer's own function."""
-        sizes = SimpleNamespace(stage=SimpleNamespace(grad_accum_steps=1))
-        run = SimpleNamespace(
-            config=self.config,
-            curriculum=SimpleNamespace(place=lambda tokens: sizes),
-            progress=SimpleNamespace(tokens_seen=0, sequences_seen=0, skipped_sequences=0),
-            strategies=self.strategies,
-            train_batches=SimpleNamespace(of_step=lambda position, place: self._batches()),
-            forward=make_forward(self.model, self.config, self.precision, CPU),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            optimizer=self.optimizer,
-            model=self.model,
-        )
-        optimizer_step(run)  # type: ignore[arg-type]
-
-    def _batches(self) -> Iterator[MicroBatch]:
-        self.on_micro_batch()
-        shape = (self.config.train.micro_batch_size, self.config.train_seq_len)
-        yield MicroBatch(torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64))
-
-    def _make_state(self) -> None:
-        """One update with gradients that nobody computed; then the gradients of earlier micro-batches, if any."""
-        for parameter in self.model.parameters():
-            parameter.grad = torch.empty_like(parameter)
-        self.optimizer.step()
-        if self.config.train.grad_accum_steps == 1:
-            self.optimizer.zero_grad(set_to_none=True)
+def make_state(rig: StepRig) -> None:
+    """The optimizer's state, by one update with gradients that nobody computed; then, where there are several
+    micro-batches a step, the gradients of those before."""
+    for parameter in rig.model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    rig.optimizer.step()
+    if rig.config.train.grad_accum_steps == 1:
+        rig.optimizer.zero_grad(set_to_none=True)
 
 
 class GradientsAddInPlace(TorchDispatchMode):
@@ -169,10 +123,6 @@ def card_norms() -> Iterator[None]:
         yield
     finally:
         nn.LayerNorm.forward = original  # type: ignore[method-assign]
-
-
-def _ignore(*_: object, **__: object) -> None:
-    return None
 
 
 def main(arguments: list[str]) -> int:
