@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_LINE_BYTES = 4096
 USED_RUNS = 20  # the newest that count
 FACTOR_LIMITS = (0.7, 1.5)  # beyond, something else than the formulas was wrong
-MIN_STEPS = 3  # a run that ended sooner says nothing
+MIN_READINGS = 3  # of its rate; a run that ended sooner says nothing
 
 
 class Record(Struct, frozen=True, kw_only=True):

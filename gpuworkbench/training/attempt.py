@@ -23,6 +23,7 @@ from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import leave_begun_windows, save_checkpoint, train
+from gpuworkbench.training.measured import keep_measured
 from gpuworkbench.training.pretrained import load_pretrained
 from gpuworkbench.training.recovery import keep_settings, note_setting, settle
 from gpuworkbench.training.setup import TrainingRun, build_run
@@ -130,6 +131,7 @@ def finish(run: TrainingRun) -> Outcome:
         run.checkpointer.wait()
         run.index.finish()
         run.telemetry.sample_memory(run.progress.step)
+    keep_measured(run)
     step = run.progress.step
     if run.checkpointer.last_saved_step != step:
         last = run.checkpointer.last_saved_step
