@@ -244,6 +244,8 @@ def product_bytes(precision: str, kind: str) -> int:
 def product_widths(config: RunConfig, kind: str) -> set[int]:
     """The widths of the phases that train."""
     memory = config.memory
+    if memory.weights == "bf16":
+        return {2}
     own = (memory.precision_warmup, memory.precision_full, memory.precision_correct)
     return {product_bytes(each or memory.precision, kind) for each in own}
 
@@ -271,7 +273,7 @@ def kept_on_host(config: RunConfig, width: int) -> Activations:
 def saved_bytes(storage: StorageBytes, hybrid: HybridBytes) -> int:
     """A checkpoint: weights, residual, optimizer state, and the predictor's."""
     state = storage.optimizer_state or storage.host_state
-    return storage.weights + storage.residual + state + max(hybrid.host, hybrid.device)
+    return storage.weights + storage.residual + state + hybrid.saved
 
 
 def kept_checkpoints(config: RunConfig) -> int:

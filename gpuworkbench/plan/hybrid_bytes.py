@@ -1,36 +1,43 @@
-"""Bytes of the hybrid trainer: a predictor's state, the copy that undoes a jump, and buckets on their way to the host.
+"""Bytes of the hybrid trainer: a predictor's state, the copy that undoes a jump, and what is on its way to the host.
 
-With `hybrid.state_device = "host"` all of it is host memory and passes through the device bucket by bucket at a jump.
+With `hybrid.state_device = "host"` all of it is host memory, and passes through the device one parameter at a time.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import StorageBytes
-from gpuworkbench.units import MIB
 
-STREAM_BUCKETS = 3  # one on its way in, one computed on, one on its way out
-# Copies of the weights that a predictor keeps, as the types of the weights say.
-STATE_COPIES = {"null": 0, "random": 0, "outer_nesterov": 2, "ema_trend": 2, "line_jump": 1}
-DEFAULT_COPIES = 5  # predictors over a window of recent displacements
+# Bytes of state that a predictor keeps for a parameter: fp32 slow weights and momentum, displacements, ...
+STATE_BYTES = {"null": 0, "random": 4, "outer_nesterov": 8, "ema_trend": 8, "line_jump": 4, "subspace": 24}
+MOST_STATE_BYTES = 24  # predictors over a window of displacements
+FP32_BYTES = 4
+JUMP_COPIES = 3  # of the largest parameter, in fp32: its value, its new value, and what comes back from the host
 
 
 class HybridBytes(NamedTuple):
-    """`device`: where the run computes; `host`: in host memory, pinned for a card."""
+    """`device`: where the run computes; `host`: in host memory, pinned for a card; `saved`: in a checkpoint."""
 
     device: int
     host: int
+    saved: int
 
 
 def hybrid_bytes(config: RunConfig, storage: StorageBytes) -> HybridBytes:
-    """What prediction adds to the run; nothing where it is off."""
+    """What prediction adds to the run; nothing where it is off.
+
+    Undo is a copy of weights, residual and optimizer state as they are stored, from a jump until it is judged.
+    """
     if not config.hybrid.enabled:
-        return HybridBytes(0, 0)
-    copies = STATE_COPIES.get(config.hybrid.predictor, DEFAULT_COPIES)
-    undo = storage.weights + storage.residual if copies else 0
-    state = copies * storage.weights + undo
+        return HybridBytes(0, 0, 0)
+    sizes = [(math.prod(shape), copies) for _, shape, copies in config.model.parameter_shapes()]
+    n_params = sum(size * copies for size, copies in sizes)
+    state = STATE_BYTES.get(config.hybrid.predictor, MOST_STATE_BYTES) * n_params
+    undo = storage.weights + storage.residual + storage.optimizer_state
     if config.hybrid.state_device == "device":
-        return HybridBytes(state, 0)
-    return HybridBytes(min(STREAM_BUCKETS * config.memory.offload_bucket_mib * MIB, state), state)
+        return HybridBytes(state + undo, 0, state)
+    passing = JUMP_COPIES * FP32_BYTES * max(size for size, _ in sizes)
+    return HybridBytes(passing, state + undo, state)

@@ -25,7 +25,7 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import WorkbenchError
 from gpuworkbench.memory.precision import resolve_precision
-from gpuworkbench.plan.analytic import product_bytes
+from gpuworkbench.plan.analytic import product_widths
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
 
@@ -55,7 +55,7 @@ def trace(config: RunConfig, kind: str) -> Traced:
     started = time.perf_counter()
     config = traceable(config)
     with FakeTensorMode(), card_norms() if kind == "cuda" else nullcontext():
-        name = "bf16" if product_bytes(config.memory.precision_full or config.memory.precision, kind) == 2 else "fp32"
+        name = "bf16" if min(product_widths(config, kind)) == 2 else "fp32"
         tracker = MemTracker()
         # One micro-batch is enough, and this takes seconds: what earlier ones leave behind is put there.
         rig = StepRig(
