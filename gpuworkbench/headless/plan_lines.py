@@ -20,6 +20,7 @@ MOMENTS = {
     "end of backward": "at the end of a backward pass",
     "update": "while the optimizer updates the weights",
     "validation": "in a validation",
+    "jump": "while a jump is made and judged",
     "step": "in an optimizer step",
 }
 TIERS = {

@@ -43,7 +43,7 @@ PARTS = (
     "workspace",
     "CUDA context",
 )
-MOMENTS = ("loss", "backward", "end of backward", "update", "validation")
+MOMENTS = ("loss", "backward", "end of backward", "update", "validation", "jump")
 
 
 class Verdict(StrEnum):
@@ -110,7 +110,7 @@ def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) 
         n_params=known.model.n_params(),
         moment=moment,
         moments=MappingProxyType(moments),
-        predict_bytes=_predict_bytes(known, storage, hybrid, min(widths), kind),
+        predict_bytes=moments["jump"] if known.hybrid.enabled else None,
     )
 
 
@@ -123,16 +123,17 @@ def _highest(
         "weights": storage.weights,
         "8-bit residual": storage.residual,
         "optimizer state": storage.optimizer_state,
-        "staging": storage.staging,
+        "staging": 0 if is_scratch(config) else storage.staging,
         "predictor, undo": hybrid.device,
         "CUDA context": CUDA_CONTEXT_BYTES if kind == "cuda" else 0,
     }
     changing = {
-        "loss": loss_moment(config, storage, width, copies),
-        "backward": backward_moment(config, storage, width, copies),
-        "end of backward": end_of_backward_moment(config, storage, width, copies),
-        "update": {"gradients": storage.gradients},
+        "loss": loss_moment(config, storage, width, copies, kind),
+        "backward": backward_moment(config, storage, width, copies, kind),
+        "end of backward": end_of_backward_moment(config, storage),
+        "update": {"gradients": storage.gradients, "staging": storage.staging if is_scratch(config) else 0},
         "validation": validation_moment(config, width, copies),
+        "jump": jump_moment(config, storage, hybrid, width),
     }
     workspace = GEMM_WORKSPACE_BYTES if kind == "cuda" else 0
     sums = {
@@ -140,41 +141,41 @@ def _highest(
         for name, parts in changing.items()
     }
     moment = max(sums, key=lambda name: sums[name])
-    there = {**lasting, **changing[moment]}
+    there = dict(lasting)
+    for name, size in changing[moment].items():
+        there[name] = there.get(name, 0) + size
     if moment != "update":
         there["workspace"] = there.get("workspace", 0) + workspace
     return moment, {name: there.get(name, 0) for name in PARTS}, sums
 
 
-def loss_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int) -> dict[str, int]:
+def loss_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int, kind: str) -> dict[str, int]:
     """Forward is done and the loss is computed; with accumulation the gradients so far are there."""
-    found = activations(config, rows(config), width)
+    found = activations(config, rows(config), width, kind)
     return {
         "gradients": accumulated_gradients(config, storage),
         "autocast copies": copies,
         "activations": found.saved,
-        "logits": loss_bytes(config, rows(config), width, gradient_width(storage, config)),
+        "logits": loss_bytes(config, rows(config), width, gradient_width(config)),
     }
 
 
-def backward_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int) -> dict[str, int]:
+def backward_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int, kind: str) -> dict[str, int]:
     """The last block's backward: nearly all activations, the table's first gradient, what flows through the block."""
-    found = activations(config, rows(config), width)
+    found = activations(config, rows(config), width, kind)
     return {
-        "gradients": accumulated_gradients(config, storage),
+        "gradients": accumulated_gradients(config, storage) + table_gradient(config),
         "autocast copies": 0 if _is_recomputed(config) else copies,
         "activations": found.saved + found.block,
-        "logits": table_gradient(config, storage),
         "workspace": flowing_bytes(config, width),
     }
 
 
-def end_of_backward_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int) -> dict[str, int]:
+def end_of_backward_moment(config: RunConfig, storage: StorageBytes) -> dict[str, int]:
     """The token table's gradients of head and embedding, before they are added to what is there."""
-    del width, copies
-    pending = 2 * table_gradient(config, storage)
-    own = 0 if config.train.grad_accum_steps > 1 else table_gradient(config, storage)
-    return {"gradients": max(storage.gradients - own, 0), "logits": pending}
+    pending = 2 * table_gradient(config)
+    own = 0 if config.train.grad_accum_steps > 1 else table_gradient(config)
+    return {"gradients": max(storage.gradients - own, 0) + pending}
 
 
 def validation_moment(config: RunConfig, width: int, copies: int) -> dict[str, int]:
@@ -182,29 +183,35 @@ def validation_moment(config: RunConfig, width: int, copies: int) -> dict[str, i
     if not config.eval.interval_steps:
         return {}
     n_rows = config.eval_micro_batch_size * config.train_seq_len
-    model = config.model
-    passing = n_rows * model.n_embd * (4 + 9 * width)  # the stream; a norm's output, four times as wide, twice
+    passing = passing_bytes(config, n_rows, width)
     logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
     return {
         "autocast copies": copies,
-        "activations": min(passing, n_rows * model.saved_bytes_per_token(width)),
+        "activations": min(passing, n_rows * config.model.saved_bytes_per_token(width)),
         "logits": logits,
     }
 
 
-def _predict_bytes(
-    config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int, kind: str
-) -> int | None:
+def jump_moment(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int) -> dict[str, int]:
     """A jump and its probe: no gradients, no activations kept; the optimizer's state away where it is offloaded."""
     if not config.hybrid.enabled:
-        return None
+        return {}
+    n_rows = min(config.hybrid.probe_sequences, config.train.micro_batch_size) * config.train_seq_len
     is_away = config.memory.optimizer_offload == "predict_aware"
     copies = autocast_copies(config, width)
-    n_rows = min(config.hybrid.probe_sequences, config.train.micro_batch_size) * config.train_seq_len
-    lasting = storage.weights + storage.residual + hybrid.device + (0 if is_away else storage.optimizer_state)
-    probe = copies + loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
-    probe += n_rows * config.model.n_embd * (4 + 9 * width)
-    return lasting + probe + (CUDA_CONTEXT_BYTES + GEMM_WORKSPACE_BYTES if kind == "cuda" else 0)
+    logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
+    passing = passing_bytes(config, n_rows, width)
+    probe = copies + logits + passing
+    jump = {"predictor, undo": hybrid.jump}
+    if probe > hybrid.jump or config.hybrid.state_device == "device":  # the undo copy stays for the probe
+        undo = hybrid.jump if config.hybrid.state_device == "device" else 0
+        jump = {"predictor, undo": undo, "autocast copies": copies, "activations": passing, "logits": logits}
+    return jump | ({"optimizer state": -storage.optimizer_state, "8-bit residual": -storage.residual} if is_away else {})
+
+
+def passing_bytes(config: RunConfig, n_rows: int, width: int) -> int:
+    """Activations of one block without gradients: the stream, a norm's output, and four times as wide, twice."""
+    return n_rows * config.model.n_embd * (4 + 9 * width)
 
 
 def autocast_copies(config: RunConfig, width: int) -> int:
@@ -223,15 +230,19 @@ def accumulated_gradients(config: RunConfig, storage: StorageBytes) -> int:
     return storage.gradients if config.train.grad_accum_steps > 1 else 0
 
 
-def gradient_width(storage: StorageBytes, config: RunConfig) -> int:
+def is_scratch(config: RunConfig) -> bool:
+    """Whether staging is the scratch of an update, gone after it; the buckets of a streamed state stay."""
+    return config.memory.optimizer_offload != "streamed"
+
+
+def gradient_width(config: RunConfig) -> int:
     """Bytes of an element of the token table's gradient as the loss makes it: the type of the weights."""
-    del storage
     return 2 if config.memory.weights == "bf16" else FP32_BYTES
 
 
-def table_gradient(config: RunConfig, storage: StorageBytes) -> int:
+def table_gradient(config: RunConfig) -> int:
     """One gradient of the token table."""
-    return config.model.padded_vocab_size * config.model.n_embd * gradient_width(storage, config)
+    return config.model.padded_vocab_size * config.model.n_embd * gradient_width(config)
 
 
 def product_bytes(precision: str, kind: str) -> int:

@@ -19,9 +19,11 @@ JUMP_COPIES = 3  # of the largest parameter, in fp32: its value, its new value, 
 
 
 class HybridBytes(NamedTuple):
-    """`device`: where the run computes; `host`: in host memory, pinned for a card; `saved`: in a checkpoint."""
+    """`device`: where the run computes, always; `jump`: there on top while a jump is made and judged; `host`: in host
+    memory, pinned for a card; `saved`: in a checkpoint."""
 
     device: int
+    jump: int
     host: int
     saved: int
 
@@ -32,12 +34,12 @@ def hybrid_bytes(config: RunConfig, storage: StorageBytes) -> HybridBytes:
     Undo is a copy of weights, residual and optimizer state as they are stored, from a jump until it is judged.
     """
     if not config.hybrid.enabled:
-        return HybridBytes(0, 0, 0)
+        return HybridBytes(0, 0, 0, 0)
     sizes = [(math.prod(shape), copies) for _, shape, copies in config.model.parameter_shapes()]
     n_params = sum(size * copies for size, copies in sizes)
     state = STATE_BYTES.get(config.hybrid.predictor, MOST_STATE_BYTES) * n_params
     undo = storage.weights + storage.residual + storage.optimizer_state
     if config.hybrid.state_device == "device":
-        return HybridBytes(state + undo, 0, state)
+        return HybridBytes(state, undo, 0, state)
     passing = JUMP_COPIES * FP32_BYTES * max(size for size, _ in sizes)
-    return HybridBytes(passing, state + undo, state)
+    return HybridBytes(0, passing, state + undo, state)
