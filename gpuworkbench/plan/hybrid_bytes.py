@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from gpuworkbench.config.predictors import predictor_state_bytes, undo_bytes
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import StorageBytes
 
-# Bytes of state that a predictor keeps for a parameter: fp32 slow weights and momentum, displacements, ...
-STATE_BYTES = {"null": 0, "random": 4, "outer_nesterov": 8, "ema_trend": 8, "line_jump": 4, "subspace": 24}
-MOST_STATE_BYTES = 24  # predictors over a window of displacements
 FP32_BYTES = 4
 JUMP_COPIES = 3  # of the largest parameter, in fp32: its value, its new value, and what comes back from the host
 
@@ -29,17 +27,17 @@ class HybridBytes(NamedTuple):
 
 
 def hybrid_bytes(config: RunConfig, storage: StorageBytes) -> HybridBytes:
-    """What prediction adds to the run; nothing where it is off.
+    """What prediction and the averaged weights add to the run; nothing where they are off.
 
     Undo is a copy of weights, residual and optimizer state as they are stored, from a jump until it is judged.
     """
-    if not config.hybrid.enabled:
-        return HybridBytes(0, 0, 0, 0)
     sizes = [(math.prod(shape), copies) for _, shape, copies in config.model.parameter_shapes()]
     n_params = sum(size * copies for size, copies in sizes)
-    state = STATE_BYTES.get(config.hybrid.predictor, MOST_STATE_BYTES) * n_params
-    undo = storage.weights + storage.residual + storage.optimizer_state
+    average = FP32_BYTES * n_params if config.hybrid.ema_eval_decay else 0
+    state = predictor_state_bytes(config.hybrid, n_params) + average
+    optimizer = storage.optimizer_state or storage.host_state  # streamed state is copied on the host too
+    undo = undo_bytes(config.hybrid, storage.weights + storage.residual, optimizer)
     if config.hybrid.state_device == "device":
         return HybridBytes(state, undo, 0, state)
-    passing = JUMP_COPIES * FP32_BYTES * max(size for size, _ in sizes)
+    passing = 0 if not config.hybrid.enabled else JUMP_COPIES * FP32_BYTES * max(size for size, _ in sizes)
     return HybridBytes(0, passing, state + undo, state)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpuworkbench import registry
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.hybrid.off import NoHybrid
 from gpuworkbench.memory.precision import Precision, grad_scaler
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.models.base import LanguageModel
@@ -54,6 +55,7 @@ class StepRig:
             curriculum=SimpleNamespace(place=lambda tokens: self._place()),
             progress=SimpleNamespace(step=0, tokens_seen=0, sequences_seen=0, skipped_sequences=0),
             strategies=self.strategies,
+            hybrid=NoHybrid(),  # a true step; what a jump takes is for the formulas to say
             train_batches=SimpleNamespace(of_step=lambda position, place: self._batches()),
             forward=make_forward(self.model, config, precision, device),
             scaler=grad_scaler(precision, device),

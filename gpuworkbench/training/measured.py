@@ -11,11 +11,13 @@ import torch
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_of
+from gpuworkbench.events.codec import decode_line
 from gpuworkbench.events.schema import Step
 from gpuworkbench.gpu.host import cpu_name
+from gpuworkbench.io.reading import read_tail
 from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.plan.calibration import MIN_READINGS, Record, add_record
-from gpuworkbench.runs.tail import tail_events
+from gpuworkbench.runs.tail import TAIL_BYTES
 from gpuworkbench.training.setup import TrainingRun
 
 
@@ -37,7 +39,11 @@ def measured_peak_bytes(run: TrainingRun) -> int:
 
 def recent_rates(run: TrainingRun) -> list[float]:
     """Tokens a second of this attempt's last steps, from the log's end."""
-    steps = (event for event in tail_events(run.paths.events) if isinstance(event, Step))
+    try:
+        lines = read_tail(run.paths.events, TAIL_BYTES).data.split(b"\n")[1:-1]
+    except OSError:
+        return []
+    steps = (event for event in map(decode_line, lines) if isinstance(event, Step))
     return [step.tokens_per_s for step in steps if step.attempt == run.events.attempt and step.tokens_per_s]
 
 
