@@ -27,8 +27,6 @@ def loss_bytes(config: RunConfig, n_rows: int, width: int, grad_width: int, *, i
     copies = (vocab * channels * width if has_weight_copy else 0) + (n_rows * channels * width if width < 4 else 0)
     # While a chunk's softmax is taken: its logits, in fp32 where they are not (a copy), and the log-probabilities.
     softmax = chunk * vocab * (width + (2 if width < FP32_BYTES else 1) * FP32_BYTES)
-    if is_training and n_rows > chunk:  # those of the chunk before are still there
-        softmax += chunk * vocab * (FP32_BYTES + (width if width < FP32_BYTES else 0))
     if not is_training:
         return softmax + copies
     # While the table's gradient is added up: logits and log-probabilities still there, and the product where the
@@ -39,5 +37,5 @@ def loss_bytes(config: RunConfig, n_rows: int, width: int, grad_width: int, *, i
     rows = n_rows * channels * width
     during = max(softmax + (table if n_rows > chunk else 0), held + product + table) + rows
     # Last, the chunks' gradients of the hidden states are joined, and scaled: three of them, and one in fp32.
-    joined = held + table + 3 * rows + (n_rows * channels * FP32_BYTES if width < FP32_BYTES else 0)
+    joined = table + 3 * rows + (n_rows * channels * FP32_BYTES if width < FP32_BYTES else 0)
     return copies + max(during, joined)

@@ -17,7 +17,6 @@ from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import ExitCode, WorkbenchError
-from gpuworkbench.memory.precision import resolve_precision
 from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
@@ -66,7 +65,7 @@ def _on_cpu(config: RunConfig, device: torch.device) -> Probed:
 
 def _steps(config: RunConfig, device: torch.device) -> float:
     """Seconds of the last step."""
-    rig = StepRig(config, device, resolve_precision(config.memory.precision_full or config.memory.precision, device))
+    rig = StepRig(config, device, config.memory.precision_full or config.memory.precision)
     started = 0.0
     for _ in range(STEPS):
         started = _now(device)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from gpuworkbench import registry
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.hybrid.off import NoHybrid
-from gpuworkbench.memory.precision import Precision, grad_scaler
+from gpuworkbench.memory.phase_precision import PHASES, PhasePrecision, grad_scaler
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.models.base import LanguageModel
 from gpuworkbench.training.batches import MicroBatch
@@ -24,17 +25,19 @@ from gpuworkbench.training.loop import optimizer_step
 from gpuworkbench.training.optim import build_optimizer
 from gpuworkbench.training.setup import apply_memory_strategies, make_forward
 
+OF_PHASES = tuple(f"precision_{phase}" for phase in PHASES)
 MAX_MICRO_BATCHES = 2  # the second finds the gradients of the first; more change nothing
 
 
 class StepRig:
-    """What `optimizer_step` reads of a run. `on_micro_batch` is called before each."""
+    """What `optimizer_step` reads of a run, in one `precision` (fp32, bf16, fp16, auto). `on_micro_batch` is called before
+    each micro-batch."""
 
     def __init__(
         self,
         config: RunConfig,
         device: torch.device,
-        precision: Precision,
+        precision: str,
         *,
         n_micro_batches: int | None = None,
         on_micro_batch: Callable[[], object] = lambda: None,
@@ -42,10 +45,12 @@ class StepRig:
         self.config, self.device = config, device
         self.n_micro_batches = n_micro_batches or min(config.train.grad_accum_steps, MAX_MICRO_BATCHES)
         self.on_micro_batch = on_micro_batch
+        memory = msgspec.structs.replace(config.memory, precision=precision, **dict.fromkeys(OF_PHASES))
+        precisions = PhasePrecision.of(msgspec.structs.replace(config, memory=memory), device)
         entry = registry.lookup(registry.MODELS, config.model.family, "model.family")
         with torch.device(device):
             self.model: LanguageModel = registry.load(entry.implementation)(config.model)
-        self.strategies: list[Strategy] = apply_memory_strategies(self.model, config)
+        self.strategies: list[Strategy] = [precisions, *apply_memory_strategies(self.model, config)]
         self.optimizer = build_optimizer(self.model, config.optimizer, device)
         context = StrategyContext(self.model, self.optimizer, device, _ignore, lambda: 0)
         for strategy in self.strategies:
@@ -57,8 +62,8 @@ class StepRig:
             strategies=self.strategies,
             hybrid=NoHybrid(),  # a true step; what a jump takes is for the formulas to say
             train_batches=SimpleNamespace(of_step=lambda position, place: self._batches()),
-            forward=make_forward(self.model, config, precision, device),
-            scaler=grad_scaler(precision, device),
+            forward=make_forward(self.model, config, precisions, device),
+            scaler=grad_scaler(precisions, device),
             optimizer=self.optimizer,
             model=self.model,
         )

@@ -24,7 +24,6 @@ from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import WorkbenchError
-from gpuworkbench.memory.precision import resolve_precision
 from gpuworkbench.plan.analytic import product_widths
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
@@ -59,7 +58,7 @@ def trace(config: RunConfig, kind: str) -> Traced:
         tracker = MemTracker()
         # One micro-batch is enough, and this takes seconds: what earlier ones leave behind is put there.
         rig = StepRig(
-            config, CPU, resolve_precision(name, CPU), n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats
+            config, CPU, name, n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats
         )
         make_state(rig)
         tracker.track_external(rig.model, rig.optimizer, *rig.gradients())
