@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
 
 from gpuworkbench import __version__, registry
-from gpuworkbench.commands import bench, data_arguments, sample_arguments
+from gpuworkbench.commands import bench, data_arguments, plan_arguments, sample_arguments
 from gpuworkbench.commands.argument_types import natural as _natural
 from gpuworkbench.commands.argument_types import positive as _positive
 from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
@@ -27,6 +27,7 @@ EXAMPLES = """\
 examples:
   gpuworkbench                                       the app: pick a preset, launch, watch, resume
   gpuworkbench --headless --preset quickstart        train a small model here and now
+  gpuworkbench plan --preset rtx5080_1b              what it takes, and whether it fits
   gpuworkbench --headless --resume RUN               go on with a run
   gpuworkbench sample RUN --prompt "The "            let its model write
 
@@ -83,7 +84,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--force",
         action="store_true",
-        help="train on the card here though it is smaller than asked for, or in use",
+        help="train although the card is smaller than asked for or in use, or memory is predicted to be short",
     )
     how.add_argument("--run-id", metavar="NAME", help="name of the new run's directory")
     _add_common(how)
@@ -97,6 +98,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     sample_arguments.add_arguments(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    plan_arguments.add_arguments(parser)
+    _add_common(parser)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +178,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "presets": Command("list the presets", "gpuworkbench.commands.presets:run", _add_common),
+    "plan": Command("predict what a run takes, and whether it fits", "gpuworkbench.commands.plan:run", _add_plan),
     "runs": Command("list the runs with their status", "gpuworkbench.commands.runs:run", _add_common),
     "attach": Command("watch a run; Ctrl-C leaves it training", "gpuworkbench.commands.attach:run", _add_run),
     "pause": Command("pause a run between two steps", "gpuworkbench.commands.control:run", _add_run),

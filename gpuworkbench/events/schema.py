@@ -50,6 +50,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     init_tensors: Count | None = None
     init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
     max_tokens: Count | None = None
+    predicted_bytes: Count | None = None  # at the peak: the allocator's on a card, the process's where there is none
 
 
 class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
@@ -70,6 +71,7 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="run_resumed"):
     init_tensors: Count | None = None
     init_dtypes: tuple[str, ...] = ()  # in what they were stored, in safetensors' spelling
     max_tokens: Count | None = None
+    predicted_bytes: Count | None = None
 
 
 class PhaseChanged(Event, frozen=True, kw_only=True, tag="phase_changed"):

@@ -29,6 +29,7 @@ def _topics(state: RunState, run: str | None) -> Iterator[tuple[str, str]]:
     yield "time", _time(state)
     if state.last_memory is not None:
         yield "peak memory", _peaks(state)
+        yield from _against_prediction(state)
     yield from _transfers(state)
     yield from _predictions(state)
     yield "checkpoints", _checkpoints(state)
@@ -82,6 +83,18 @@ def _peaks(state: RunState) -> str:
     if state.peak_allocated_bytes is None:
         return host
     return f"card {format_bytes(state.peak_allocated_bytes)}, {host}"
+
+
+def _against_prediction(state: RunState) -> Iterator[tuple[str, str]]:
+    """What was predicted before the run, and how far off that was."""
+    predicted = state.predicted_bytes
+    is_card = state.peak_allocated_bytes is not None
+    measured = state.peak_allocated_bytes if is_card else state.peak_host_rss_bytes
+    if not predicted or not measured:
+        return
+    where = "card" if is_card else "host"
+    off = measured / predicted - 1
+    yield "predicted", f"{where} {format_bytes(predicted)}, measured {format_bytes(measured)} ({off:+.1%})"
 
 
 def _transfers(state: RunState) -> Iterator[tuple[str, str]]:

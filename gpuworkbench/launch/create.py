@@ -15,18 +15,16 @@ from gpuworkbench.config.presets import request as preset_request
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml
 from gpuworkbench.data import PreparedData, absolute_paths, check_eval_tokens, prepare
-from gpuworkbench.errors import DoesNotFitError
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
-from gpuworkbench.gpu.host import disk_free_bytes, probe_host
+from gpuworkbench.gpu.host import probe_host
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.launch.pretrained import with_pretrained
 from gpuworkbench.launch.queue import refuse_busy
 from gpuworkbench.launch.resolve import resolve
-from gpuworkbench.plan.analytic import estimate
+from gpuworkbench.launch.unfit import refuse_unfit
 from gpuworkbench.runs.create import create_run, refuse_taken
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
 from gpuworkbench.runs.turns import device_of
-from gpuworkbench.units import format_bytes
 
 OnProgress = Callable[[str, float | None], None]
 
@@ -40,7 +38,7 @@ class LaunchRequest(NamedTuple):
     steps: int | None = None
     cpu_twin: bool = False
     run_id: str | None = None
-    force: bool = False  # train on a card that falls short of the preset's card section
+    force: bool = False  # train although the card falls short of the preset's, or too little memory is free
     queue: bool = False  # wait for a card that another run uses
     share: bool = False  # train beside the run that uses the card
     environ: Mapping[str, str] = os.environ
@@ -76,30 +74,17 @@ def check(
         refuse_busy(device_of(choice.kind, choice.uuid, choice.index))
     if config.train.init_from:
         config = with_pretrained(asked, config.train.init_from, on_weights or on_progress)
+    is_free_only = not (request.queue or request.share)
+    if not request.force:  # before the data is prepared, which may take long
+        refuse_unfit(config, choice, probe_host(), request.runs_dir, is_free_only=is_free_only)
     config = msgspec.structs.replace(config, data=absolute_paths(config.data))
     data = prepare(config, on_progress=on_progress)
     if config.eval.interval_steps:
         check_eval_tokens(config, data.n_val_tokens)
     resolved = resolve(config, data, choice)
     if not request.force:
-        refuse_short_host(resolved, choice.kind, request.runs_dir)
+        refuse_unfit(resolved, choice, probe_host(), request.runs_dir, is_free_only=is_free_only)
     return Prepared(preset, resolved, data)
-
-
-def refuse_short_host(config: RunConfig, kind: str, directory: Path) -> None:
-    """DoesNotFitError where host memory or the disk is predicted to be too small for the run."""
-    estimated = estimate(config, kind=kind)
-    if estimated is None:
-        return
-    here = {"host memory": probe_host().memory_total_bytes, "disk": disk_free_bytes(directory)}
-    needed = {"host memory": estimated.host_bytes, "disk": estimated.disk_bytes}
-    for what, limit in here.items():
-        if limit and needed[what] > limit:  # no room at all is told by whoever makes the directory
-            raise DoesNotFitError(
-                f"{config.label} is predicted to need {format_bytes(needed[what])} of {what}; "
-                f"here: {format_bytes(limit)}",
-                "choose a smaller model, batch or train.seq_len, or try it all the same with --force",
-            )
 
 
 def create(

@@ -77,6 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 log_p = F.log_softmax(logits, dim=-1, dtype=_at_least_fp32(options.dtype))
                 losses.append(-log_p.gather(-1, index[rows]))
                 if not (needs_hidden or needs_weight):
+                    del logits, log_p
                     continue
                 grad = _logits_grad(log_p, index[rows], logits)
                 if needs_hidden:
@@ -84,6 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if needs_weight:
                     # rows that are not scored drop out here, in R x C numbers, not in a pass over R x V
                     grad_w = _add_product(grad_w, grad.t(), x[rows] * scored[rows], weight.dtype)
+                del logits, log_p, grad  # or they are still there when the next chunk's come
             count = scored.sum().clamp_(min=1)  # nothing scored: loss and gradients are 0
             ctx.grad_x = (torch.cat(grads_x) * scored).to(hidden.dtype) if needs_hidden else None
             ctx.grad_w = grad_w

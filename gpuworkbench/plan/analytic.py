@@ -1,28 +1,29 @@
 """The analytic tier of the planner: bytes by part from formulas alone, in well under a millisecond.
 
-It describes what the trainer does now: weights, gradients and the optimizer's state in fp32, autocast copies of the
-matrices in the precision of the products, every activation kept for backward. All parts are counted as if they were
-at their largest at the same time, so the sum is an upper estimate. Predicted, not measured.
+A step has moments at which its memory may be at its highest: the loss (all activations, the logits), the beginning of
+backward, its end (all gradients, the table's from both of its uses), the optimizer's update, a validation. Each is
+summed up; the estimate is the highest, and its parts are what is there then. Predicted, not measured: how far off it is
+stands in benchmarks/results/plan_accuracy.json.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
 from msgspec import Struct
 
-from gpuworkbench.config.optimizers import optimizer_state_bytes
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.storage import StorageBytes, storage_bytes
+from gpuworkbench.plan.activation_bytes import COMPILED_SHARE as COMPILED_SHARE
+from gpuworkbench.plan.activation_bytes import Activations, activations
+from gpuworkbench.plan.hybrid_bytes import HybridBytes, hybrid_bytes
+from gpuworkbench.plan.loss_bytes import FP32_BYTES, loss_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
 
-FP32_BYTES = 4
-# torch.compile recomputes pointwise results: about 20 of 36 bytes per element are still kept.
-COMPILED_SHARE = 20 / 36
-# Plain cross-entropy in backward: log-probabilities, their gradient and the logits' gradient, each fp32.
-PLAIN_LOGITS_BYTES = 12
 GEMM_WORKSPACE_BYTES = 64 * MIB
 CUDA_CONTEXT_BYTES = GIB // 2  # 0.35 to 0.8 GiB, by driver and card
 CPU_PROCESS_BYTES = 450 * MIB  # interpreter, torch and its thread pools
@@ -31,14 +32,18 @@ TIGHT_SHARE = 0.92  # beyond this share of the limit, fragmentation decides
 
 PARTS = (
     "weights",
+    "8-bit residual",
     "gradients",
     "optimizer state",
+    "staging",
     "autocast copies",
     "activations",
     "logits",
+    "predictor, undo",
     "workspace",
     "CUDA context",
 )
+MOMENTS = ("loss", "backward", "end of backward", "update", "validation", "jump")
 
 
 class Verdict(StrEnum):
@@ -55,47 +60,191 @@ class Verdict(StrEnum):
 
 
 class Estimate(Struct, frozen=True, kw_only=True):
-    """Predicted bytes. `parts` (of PARTS, all present) live where the run computes and sum up to `total_bytes`."""
+    """Predicted bytes. `parts` (of PARTS, all present) are where the run computes when its memory is at its highest,
+    at `moment`, and sum up to `total_bytes`; `moments` says how high each moment is. `pinned_bytes` is part of
+    `host_bytes`. `predict_bytes`: the most while a jump is made and probed, None without prediction.
+    """
 
     parts: Mapping[str, int]
     total_bytes: int
     host_bytes: int
+    pinned_bytes: int
     disk_bytes: int
     n_params: int
+    moment: str
+    moments: Mapping[str, int]
+    predict_bytes: int | None = None
+
+    @property
+    def allocator_bytes(self) -> int:
+        """The part that the card's allocator sees: all but the context."""
+        return self.total_bytes - self.parts["CUDA context"]
 
 
 def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) -> Estimate | None:
     """What `config` takes on a `kind` (cuda or cpu) device; None while its vocabulary is unknown.
 
     `compute_bytes`: bytes of an element of the matrix products (default: as memory.precision says, `auto` being 2
-    on a card and 4 on a CPU). P (w + g + o) + k L C B T + logits + workspace + context.
+    on a card and 4 on a CPU; the highest estimate where phases differ).
     """
     known = with_known_vocabulary(config)
     if known is None:
         return None
-    width = compute_bytes or product_bytes(known.memory.precision, kind)
-    n_params = known.model.n_allocated_params()
-    state_bytes = optimizer_state_bytes(known.optimizer, known.model.parameter_shapes())
-    is_cuda = kind == "cuda"
-    sizes = (
-        n_params * FP32_BYTES,
-        n_params * FP32_BYTES,
-        state_bytes,
-        n_params * width if width < FP32_BYTES else 0,
-        activation_bytes(known, width),
-        logits_bytes(known, width),
-        workspace_bytes(known, width),
-        CUDA_CONTEXT_BYTES if is_cuda else 0,
+    storage = storage_bytes(known)
+    hybrid = hybrid_bytes(known, storage)
+    widths = {compute_bytes} if compute_bytes else product_widths(known, kind)
+    moment, parts, moments = max(
+        (_highest(known, storage, hybrid, width, kind) for width in widths), key=lambda found: sum(found[1].values())
     )
-    total = sum(sizes)
-    saved = n_params * FP32_BYTES + state_bytes
+    total = sum(parts.values())
+    saved = saved_bytes(storage, hybrid)
+    offloaded = offloaded_bytes(known, hybrid, storage, max(widths))
+    is_cuda = kind == "cuda"
+    process = CUDA_PROCESS_BYTES + saved if is_cuda else CPU_PROCESS_BYTES + total
     return Estimate(
-        parts=MappingProxyType(dict(zip(PARTS, sizes, strict=True))),
+        parts=MappingProxyType(parts),
         total_bytes=total,
-        host_bytes=CUDA_PROCESS_BYTES + saved if is_cuda else CPU_PROCESS_BYTES + total,
+        host_bytes=process + offloaded,
+        pinned_bytes=offloaded if is_cuda else 0,
         disk_bytes=saved * kept_checkpoints(known),
         n_params=known.model.n_params(),
+        moment=moment,
+        moments=MappingProxyType(moments),
+        predict_bytes=moments["jump"] if known.hybrid.enabled else None,
     )
+
+
+def _highest(
+    config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int, kind: str
+) -> tuple[str, dict[str, int], dict[str, int]]:
+    """The moment with the highest sum, its parts, and the sum of each moment."""
+    copies = autocast_copies(config, width)
+    lasting = {
+        "weights": storage.weights,
+        "8-bit residual": storage.residual,
+        "optimizer state": storage.optimizer_state,
+        "staging": 0 if is_scratch(config) else storage.staging,
+        "predictor, undo": hybrid.device,
+        "CUDA context": CUDA_CONTEXT_BYTES if kind == "cuda" else 0,
+    }
+    changing = {
+        "loss": loss_moment(config, storage, width, copies, kind),
+        "backward": backward_moment(config, storage, width, copies, kind),
+        "end of backward": end_of_backward_moment(config, storage),
+        "update": {"gradients": storage.gradients, "staging": storage.staging if is_scratch(config) else 0},
+        "validation": validation_moment(config, width, copies),
+        "jump": jump_moment(config, storage, hybrid, width),
+    }
+    workspace = GEMM_WORKSPACE_BYTES if kind == "cuda" else 0
+    sums = {
+        name: sum(lasting.values()) + sum(parts.values()) + (workspace if name != "update" else 0)
+        for name, parts in changing.items()
+    }
+    moment = max(sums, key=lambda name: sums[name])
+    there = dict(lasting)
+    for name, size in changing[moment].items():
+        there[name] = there.get(name, 0) + size
+    if moment != "update":
+        there["workspace"] = there.get("workspace", 0) + workspace
+    return moment, {name: there.get(name, 0) for name in PARTS}, sums
+
+
+def loss_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int, kind: str) -> dict[str, int]:
+    """Forward is done and the loss is computed; with accumulation the gradients so far are there."""
+    found = activations(config, rows(config), width, kind)
+    return {
+        "gradients": accumulated_gradients(config, storage),
+        "autocast copies": copies,
+        "activations": found.saved,
+        "logits": loss_bytes(config, rows(config), width, gradient_width(config)),
+    }
+
+
+def backward_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int, kind: str) -> dict[str, int]:
+    """The last block's backward: nearly all activations, the table's first gradient, what flows through the block."""
+    found = activations(config, rows(config), width, kind)
+    return {
+        "gradients": accumulated_gradients(config, storage) + table_gradient(config),
+        "autocast copies": 0 if _is_recomputed(config) else copies,
+        "activations": found.saved + found.block,
+        "workspace": flowing_bytes(config, width),
+    }
+
+
+def end_of_backward_moment(config: RunConfig, storage: StorageBytes) -> dict[str, int]:
+    """The token table's gradients of head and embedding, before they are added to what is there."""
+    pending = 2 * table_gradient(config)
+    own = 0 if config.train.grad_accum_steps > 1 else table_gradient(config)
+    return {"gradients": max(storage.gradients - own, 0) + pending}
+
+
+def validation_moment(config: RunConfig, width: int, copies: int) -> dict[str, int]:
+    """Loss without gradients; the activations of one block at a time."""
+    if not config.eval.interval_steps:
+        return {}
+    n_rows = config.eval_micro_batch_size * config.train_seq_len
+    passing = passing_bytes(config, n_rows, width)
+    logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
+    return {
+        "autocast copies": copies,
+        "activations": min(passing, n_rows * config.model.saved_bytes_per_token(width)),
+        "logits": logits,
+    }
+
+
+def jump_moment(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int) -> dict[str, int]:
+    """A jump and its probe: no gradients, no activations kept; the optimizer's state away where it is offloaded."""
+    if not config.hybrid.enabled:
+        return {}
+    n_rows = min(config.hybrid.probe_sequences, config.train.micro_batch_size) * config.train_seq_len
+    is_away = config.memory.optimizer_offload == "predict_aware"
+    copies = autocast_copies(config, width)
+    logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
+    passing = passing_bytes(config, n_rows, width)
+    probe = copies + logits + passing
+    jump = {"predictor, undo": hybrid.jump}
+    if probe > hybrid.jump or config.hybrid.state_device == "device":  # the undo copy stays for the probe
+        undo = hybrid.jump if config.hybrid.state_device == "device" else 0
+        jump = {"predictor, undo": undo, "autocast copies": copies, "activations": passing, "logits": logits}
+    return jump | (
+        {"optimizer state": -storage.optimizer_state, "8-bit residual": -storage.residual} if is_away else {}
+    )
+
+
+def passing_bytes(config: RunConfig, n_rows: int, width: int) -> int:
+    """Activations of one block without gradients: the stream, a norm's output, and four times as wide, twice."""
+    return n_rows * config.model.n_embd * (4 + 9 * width)
+
+
+def autocast_copies(config: RunConfig, width: int) -> int:
+    """Copies of the fp32 matrices in the type of the products, kept for backward. A chunked loss makes its own."""
+    if width >= FP32_BYTES or config.memory.weights != "fp32":
+        return 0
+    with_table = not config.memory.chunked_cross_entropy
+    elements = sum(
+        copies * math.prod(shape) for role, shape, copies in config.model.parameter_shapes() if role != "table"
+    )
+    return width * (elements + (config.model.padded_vocab_size * config.model.n_embd if with_table else 0))
+
+
+def accumulated_gradients(config: RunConfig, storage: StorageBytes) -> int:
+    """Gradients that are there while a micro-batch's forward pass runs."""
+    return storage.gradients if config.train.grad_accum_steps > 1 else 0
+
+
+def is_scratch(config: RunConfig) -> bool:
+    """Whether staging is the scratch of an update, gone after it; the buckets of a streamed state stay."""
+    return config.memory.optimizer_offload != "streamed"
+
+
+def gradient_width(config: RunConfig) -> int:
+    """Bytes of an element of the token table's gradient as the loss makes it: the type of the weights."""
+    return 2 if config.memory.weights == "bf16" else FP32_BYTES
+
+
+def table_gradient(config: RunConfig) -> int:
+    """One gradient of the token table."""
+    return config.model.padded_vocab_size * config.model.n_embd * gradient_width(config)
 
 
 def product_bytes(precision: str, kind: str) -> int:
@@ -105,31 +254,39 @@ def product_bytes(precision: str, kind: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
-def activation_bytes(config: RunConfig, width: int) -> int:
-    """What backward needs of one micro-batch's forward pass."""
-    share = 1.0 if config.device.compile == "off" else COMPILED_SHARE
-    return int(rows(config) * config.model.saved_bytes_per_token(width) * share)
+def product_widths(config: RunConfig, kind: str) -> set[int]:
+    """The widths of the phases that train."""
+    memory = config.memory
+    if memory.weights == "bf16":
+        return {2}
+    own = (memory.precision_warmup, memory.precision_full, memory.precision_correct)
+    return {product_bytes(each or memory.precision, kind) for each in own}
 
 
-def logits_bytes(config: RunConfig, width: int) -> int:
-    """Head and loss: all logits three times in fp32, or one chunk of them with the table's own gradient."""
-    model, n_rows = config.model, rows(config)
-    if not config.memory.chunked_cross_entropy:
-        return n_rows * model.padded_vocab_size * PLAIN_LOGITS_BYTES
-    chunk = min(n_rows, config.memory.cross_entropy_chunk_rows) * model.padded_vocab_size
-    table = model.padded_vocab_size * model.n_embd
-    gradients = table * (FP32_BYTES + width) + n_rows * model.n_embd * width
-    return chunk * (FP32_BYTES + (2 * width if width < FP32_BYTES else 0)) + gradients
-
-
-def workspace_bytes(config: RunConfig, width: int) -> int:
-    """Scratch memory of the matrix products, and the gradients that flow through one block."""
-    return GEMM_WORKSPACE_BYTES + rows(config) * config.model.n_embd * 10 * width
+def flowing_bytes(config: RunConfig, width: int) -> int:
+    """The gradients that flow through one block."""
+    return rows(config) * config.model.n_embd * 10 * width
 
 
 def rows(config: RunConfig) -> int:
     """Tokens of one micro-batch."""
     return config.train.micro_batch_size * config.train_seq_len
+
+
+def offloaded_bytes(config: RunConfig, hybrid: HybridBytes, storage: StorageBytes, width: int) -> int:
+    """What lies in host memory in place of the device's."""
+    return storage.host_state + hybrid.host + kept_on_host(config, width).host
+
+
+def kept_on_host(config: RunConfig, width: int) -> Activations:
+    """The activations of a micro-batch."""
+    return activations(config, rows(config), width)
+
+
+def saved_bytes(storage: StorageBytes, hybrid: HybridBytes) -> int:
+    """A checkpoint: weights, residual, optimizer state, and the predictor's."""
+    state = storage.optimizer_state or storage.host_state
+    return storage.weights + storage.residual + state + hybrid.saved
 
 
 def kept_checkpoints(config: RunConfig) -> int:
@@ -143,3 +300,7 @@ def verdict(predicted_bytes: int, limit_bytes: int) -> Verdict:
     if predicted_bytes > limit_bytes:
         return Verdict.DOES_NOT_FIT
     return Verdict.TIGHT if predicted_bytes > limit_bytes * TIGHT_SHARE else Verdict.FITS
+
+
+def _is_recomputed(config: RunConfig) -> bool:
+    return config.memory.activation_checkpointing in ("all", "every_n")

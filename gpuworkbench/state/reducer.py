@@ -42,6 +42,7 @@ class Reducer:
             simulated_card=started.simulated_card if started else None,
             is_cpu_twin=started.is_cpu_twin if started else False,
             n_params=started.n_params if started else None,
+            predicted_bytes=started.predicted_bytes if started else None,
             pid=started.pid if started else None,
             config_sha256=started.config_sha256 if started else None,
             attempt=started.attempt if started else 0,

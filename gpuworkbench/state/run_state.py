@@ -32,6 +32,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     simulated_card: str | None = None
     is_cpu_twin: bool = False
     n_params: int | None = None
+    predicted_bytes: int | None = None  # at the peak: the allocator's on a card, the process's where there is none
     pid: int | None = None
     config_sha256: str | None = None
     attempt: int = 0

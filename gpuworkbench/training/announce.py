@@ -23,6 +23,7 @@ from gpuworkbench.runs.env_record import append_env, read_env
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.checkpoint import Restored
 from gpuworkbench.training.loop import announce_stage
+from gpuworkbench.training.measured import predicted_peak_bytes
 from gpuworkbench.training.recovery import warn_of_damage
 from gpuworkbench.training.setup import TrainingRun
 
@@ -51,6 +52,7 @@ def announce(run: TrainingRun, file: RunFile, restored: Restored) -> None:
         "max_tokens": max_tokens(run),
         "n_params": config.model.n_params(),
         "is_cpu_twin": config.is_cpu_twin,
+        "predicted_bytes": predicted_peak_bytes(config),
     }
     kind = RunStarted if events.attempt == 1 else RunResumed
     events.emit(kind, step=step, from_step=step, **run.start_event_fields, **began_with(run))

@@ -21,6 +21,7 @@ from gpuworkbench.training.announce import RunFile, announce
 from gpuworkbench.training.controls import Controls, Signals, StopRequested
 from gpuworkbench.training.live_changes import acknowledged_step, live_changes_at
 from gpuworkbench.training.loop import leave_begun_windows, save_checkpoint, train
+from gpuworkbench.training.measured import keep_measured
 from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
 from gpuworkbench.training.out_of_memory import no_room_hint, note_out_of_memory, run_device
 from gpuworkbench.training.pretrained import load_pretrained
@@ -132,6 +133,7 @@ def finish(run: TrainingRun) -> Outcome:
         run.checkpointer.wait()
         run.index.finish()
         run.telemetry.sample_memory(run.progress.step)
+    keep_measured(run)
     step = run.progress.step
     if run.checkpointer.last_saved_step != step:
         last = run.checkpointer.last_saved_step

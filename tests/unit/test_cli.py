@@ -170,7 +170,7 @@ class TestDoesNotFit:
     def test_no_card(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         line = refusal(capsys, "--headless", "--preset", "rtx5080_1b", code=4)
         assert line == (
-            "preset rtx5080_1b needs a CUDA card with compute capability 8.0 and 22 GiB; here: no CUDA card; "
+            "preset rtx5080_1b needs a CUDA card with compute capability 8.0 and 12.5 GiB; here: no CUDA card; "
             "on the CPU: gpuworkbench --headless --preset rtx5080_1b --cpu-twin"
         )
         assert refusal(capsys, "--headless", "--preset", "rtx5080_1b", "--force", code=4) == line

@@ -51,8 +51,12 @@ class TestShipped:
         assert SHIPPED == [
             "gpt2_finetune",
             "quickstart",
+            "rtx3050_gpt2_small",
+            "rtx4060ti_1b",
             "rtx4090_gpt2_small",
             "rtx5080_1b",
+            "rtx5080_1b_exact",
+            "rtx5080_1b_tight",
             "rtx5080_gpt2_medium",
             "rtx5080_gpt2_small_baseline",
             "rtx5080_gpt2_small_hybrid",

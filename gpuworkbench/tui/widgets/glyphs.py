@@ -6,19 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
+from gpuworkbench.plan.waterfall import bar as bar
+
 _LEVELS = "▁▂▃▄▅▆▇█"
-
-
-def bar(fraction: float | None, width: int, empty: str = "░") -> str:
-    """`fraction` of `width` cells filled, to an eighth of a cell; all empty where it is unknown."""
-    if width <= 0:
-        return ""
-    share = min(max(fraction or 0.0, 0.0), 1.0)
-    eighths = round(share * width * 8)
-    full, rest = divmod(eighths, 8)
-    text = "█" * full + (_EIGHTHS[rest] if rest else "")
-    return text + empty * (width - len(text))
 
 
 def sparkline(values: Sequence[float] | np.ndarray, width: int) -> str:
