@@ -42,6 +42,22 @@ class TrialResult(NamedTuple):
     seconds: float
 
 
+class Measured(NamedTuple):
+    """A trial with the work it took, validation left out. `cost_steps` is in optimizer steps of plain training.
+
+    `average_val_loss` is that of the averaged weights, None without `hybrid.ema_eval_decay`.
+    """
+
+    losses: list[float | None]
+    val_loss: float | None
+    average_val_loss: float | None
+    diverged: str
+    cost_steps: float
+    seconds: float
+    cpu_seconds: float
+    counts: dict[str, int]
+
+
 class LossTap(EventWriter):
     """A writer that also keeps the training losses."""
 
@@ -104,6 +120,26 @@ def train_trial(config: RunConfig, data: PreparedData, on_step: OnStep = lambda 
     return TrialResult(list(losses), val_loss, diverged, time.perf_counter() - started)
 
 
+def measured_trial(
+    config: RunConfig, data: PreparedData, on_step: Callable[[int], object] = lambda step: None
+) -> Measured:
+    """Train `config` to its end, validate, and say what the training took. Divergence is a result, not an error."""
+    with scratch_run(config, data) as (run, losses):
+        bad = None
+        started, cpu_started = _clock(run), time.process_time()
+        while bad is None and run.progress.step < run.max_steps:
+            bad = train_one_step(run)
+            on_step(run.progress.step)
+        bad = bad or run.telemetry.flush()
+        seconds, cpu_seconds = _clock(run) - started, time.process_time() - cpu_started
+        if bad is None:
+            run_validation(run)
+        val_loss = run.progress.best_val_loss
+        cost_steps = float(run.progress.step)
+    diverged = f"{bad.what} is {bad.value} at step {bad.step}" if bad else _end_of(losses, val_loss)
+    return Measured(list(losses), val_loss, None, diverged, cost_steps, seconds, cpu_seconds, {})
+
+
 def range_trial(
     config: RunConfig,
     data: PreparedData,
@@ -130,6 +166,13 @@ def range_trial(
                 break
         bad = bad or run.telemetry.flush()
     return TrialResult(list(losses), None, bad.what if bad else "", time.perf_counter() - started)
+
+
+def _clock(run: TrainingRun) -> float:
+    """Now, when the card has done what it was given."""
+    if run.device.torch_device.type == "cuda":
+        torch.cuda.synchronize(run.device.torch_device)
+    return time.perf_counter()
 
 
 def _end_of(losses: Sequence[float | None], val_loss: float | None) -> str:
