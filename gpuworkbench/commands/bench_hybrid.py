@@ -104,6 +104,8 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
             )
     if arguments.untuned and (arguments.lrs is not None or arguments.schedules is not None):
         raise UsageError("--untuned tunes nothing, --lrs and --schedules are for tuning", "give one or the other")
+    for name in arguments.schedules or ():
+        registry.lookup(registry.SCHEDULES, name, "--schedules")
     place = Path(arguments.dir).expanduser().absolute() if arguments.dir else Path.cwd()
     request = LaunchRequest(
         preset=arguments.bench_preset, runs_dir=place, sets=sets, cpu_twin=arguments.bench_cpu_twin, environ=os.environ
@@ -165,8 +167,7 @@ def builtin_arms(*, is_tuned: bool) -> dict[str, Arm]:
             sets={"hybrid.ema_eval_decay": EMA_DECAY},
         )
     )
-    predictors = getattr(registry, "PREDICTORS", {})
-    names = [*CONTROLS, *(name for name in predictors if name not in CONTROLS)] if predictors else []
+    names = [*CONTROLS, *(name for name in registry.PREDICTORS if name not in CONTROLS)]
     for name in names:
         what = f"the control {name}" if name in CONTROLS else f"the predictor {name}"
         arms.append(Arm(name=name, what=what, is_hybrid=True, sets={"hybrid.predictor": name}))
@@ -177,10 +178,7 @@ def chosen_arms(names: Sequence[str] | None, own: Sequence[str], *, is_tuned: bo
     """The baseline first, then the arms that were asked for (default: all), then a person's own. Raises UsageError."""
     builtin = builtin_arms(is_tuned=is_tuned)
     for name in names or ():
-        if name not in builtin:
-            close = registry.nearest(name, builtin)
-            fix = f"did you mean {close!r}? " if close else ""
-            raise UsageError(f"--arms: there is no arm {name!r}", f"{fix}choices: {', '.join(builtin)}")
+        registry.lookup(builtin, name, "--arms")
     arms = {BASELINE: builtin[BASELINE]} | {name: builtin[name] for name in names or builtin}
     for text in own:
         arm = own_arm(text, builtin)

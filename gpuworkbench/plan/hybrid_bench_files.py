@@ -35,8 +35,10 @@ ANALYSIS = (
     "L*: for each seed, the baseline's final validation loss at the reference budget. T(L*): the smallest work at which a "
     "completed schedule reaches L*, interpolated between budgets in the logarithm of the work, for both sides alike.",
     "Speed-up: T_baseline / T_arm for each seed; geometric mean and 95 % t-interval of the log ratios over the seeds.",
-    "Work: cost_steps, the deterministic cost in units of one optimizer step (true steps, probes, rejected jumps, "
-    "predictor arithmetic); wall and CPU seconds are reported beside it. With train.mode = fast the claim is in seconds.",
+    "Work: cost_steps, the deterministic cost in units of one optimizer step: every true step (those that a rollback "
+    "took back too) plus a third of a step for as many tokens of probe forwards, rejected jumps included. Wall and CPU "
+    "seconds of training, in which element-wise arithmetic and copies show too, are reported beside it; where "
+    "train.mode is fast the claim is in wall seconds.",
     "Bounds: L* not reached within the largest budget takes that budget's work, an overestimate of the arm, and the arm "
     "cannot claim a benefit; L* reached below the smallest takes the smallest's, an underestimate.",
     'Verdict: "no measurable benefit" when the interval includes 1.0 or a seed did not reach L*. p-values are shown '

@@ -90,22 +90,36 @@ def compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: Prepare
 def _compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
     preset = Tuned(config.schedule.name, config.optimizer.lr, None)
     arms = {arm.name: arm for arm in plan.arms} | {tuning_name(name): TUNING for name in plan.schedules}
+    reserved_tokens = reserved(plan, config)
     trials = files.read_trials()
     while todo := next_trials(plan, preset, trials):
         work = todo[0]
         progress.begin(work, steps_left(plan, preset, trials) - work.steps)
         progress(0)
-        done = train(config, arms[work.arm], work, data, progress)
+        done = train(config, arms[work.arm], work, data, progress, reserved_tokens)
         files.write(files.trial(work.stem), done)
         trials.append(done)
         emit(done=done)
 
 
-def train(config: RunConfig, arm: Arm, work: Work, data: PreparedData, on_step: Callable[[int], object]) -> Trial:
+def reserved(plan: BenchPlan, config: RunConfig) -> int:
+    """Tokens that no trial trains on: the most that an arm's probe takes."""
+    works = [(arm, Work(arm.name, 0, plan.reference, config.optimizer.lr, config.schedule.name)) for arm in plan.arms]
+    return max(arm_config(config, arm, work).reserved_tokens for arm, work in works)
+
+
+def train(
+    config: RunConfig,
+    arm: Arm,
+    work: Work,
+    data: PreparedData,
+    on_step: Callable[[int], object] = lambda step: None,
+    reserved_tokens: int = 0,
+) -> Trial:
     """One trial. Raises ConfigError where the arm's keys do not go together."""
     from gpuworkbench.training.trial import measured_trial
 
-    found = measured_trial(arm_config(config, arm, work), data, on_step)
+    found = measured_trial(arm_config(config, arm, work), data, on_step, reserved_tokens)
     loss = found.average_val_loss if arm.judged_by_average else found.val_loss
     return Trial(
         arm=work.arm,
