@@ -114,7 +114,7 @@ def train_batches(run: TrainingRun, data: PreparedData, reserved_tokens: int) ->
         config.data.seed,
         config.train.micro_batch_size,
         run.device.torch_device,
-        reserved_tokens,
+        reserved_tokens=reserved_tokens,
     )
 
 
