@@ -98,7 +98,11 @@ def add_hybrid(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--reference", type=_count, metavar="N", help="the budget that sets the target (second longest)")
     what.add_argument("--arms", type=_names, metavar="A,B,...", help="which of the arms there are (all)")
     what.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=ARM,KEY=VALUE,...", help="an arm with other keys (repeatable)"
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=ARM,KEY=VALUE,...",
+        help="an arm with other keys",
     )
     tuning = parser.add_argument_group("the baseline (default: rate and schedule tuned on other seeds)")
     tuning.add_argument("--untuned", action="store_true", help="the preset as it is")

@@ -56,7 +56,9 @@ def write_result(result: dict[str, Any], path: Path) -> list[Path]:
         for name, text in pictures.items():
             atomic_write_bytes(path.with_name(name), text.encode())
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}", "choose another place with --out") from None
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}", "choose another place with --out"
+        ) from None
     return [path, *(path.with_name(name) for name in pictures)]
 
 

@@ -1,4 +1,4 @@
-"""Progress of a comparison on stderr: a line for each finished trial, and where the one under way is, with the time left."""
+"""Progress of a comparison on stderr: a line for each finished trial, where the next one is, and the time left."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     speed-up = T_baseline(L*) / T_arm(L*)
 
-L* is, for each seed, the tuned baseline's final validation loss at the reference budget. T(L*) is the smallest work whose
-completed schedule reaches L*, interpolated between budgets in the logarithm of the work. Both sides are read off
+L* is, for each seed, the tuned baseline's final validation loss at the reference budget. T(L*) is the smallest work
+whose completed schedule reaches L*, interpolated between budgets in the logarithm of the work. Both sides are read off
 their own curve by the same function. An arm is compared with the baseline of the same seed; the interval is the
 t-interval of the mean log ratio over seeds.
 """
@@ -48,7 +48,7 @@ class Reached(NamedTuple):
 def work_to(points: Iterable[Point], target: float) -> Reached:
     """The smallest work whose loss is `target` or lower, interpolated between neighbours.
 
-    Below the smallest budget, and above the largest, the true work is not known: that budget's work is given as a bound.
+    Below the smallest budget, and above the largest, the true work is not known: that budget's is given as a bound.
     """
     ordered = sorted(points)
     if not ordered:
@@ -153,9 +153,7 @@ def analyse(plan: BenchPlan, trials: Sequence[Trial]) -> dict[str, Any]:
     return result
 
 
-def _compared(
-    plan: BenchPlan, baseline: Sequence[Trial], own: Sequence[Trial], seeds: Sequence[int]
-) -> dict[str, Any]:
+def _compared(plan: BenchPlan, baseline: Sequence[Trial], own: Sequence[Trial], seeds: Sequence[int]) -> dict[str, Any]:
     """Speed-ups by every measure of work. The claim is that of the cost, which no noise of the machine touches."""
     by_measure = {name: speedup(plan, baseline, own, measure, seeds) for name, measure in MEASURES.items()}
     claimed = by_measure["seconds" if plan.has_clock else "cost"]

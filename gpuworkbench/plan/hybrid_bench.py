@@ -1,8 +1,9 @@
 """The comparison of the hybrid trainer with plain training, as pure functions: what to train next.
 
-The protocol is that of docs/hybrid-results.md. First the baseline is tuned: for each schedule a search of its rate as `bench lr`
-does it, on seeds of their own. Then every arm is trained from every seed at every budget, each time with a whole schedule
-in it. The next trials depend on the finished ones only, so a comparison that was killed goes on where it was.
+The protocol is that of docs/hybrid-results.md. First the baseline is tuned: for each schedule a search of its rate as
+`bench lr` does it, on seeds of their own. Then every arm is trained from every seed at every budget, each time with a
+whole schedule in it. The next trials depend on the finished ones only, so a comparison that was killed goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def tuning_name(schedule: str) -> str:
 def next_trials(plan: BenchPlan, preset: Tuned, trials: Sequence[Trial]) -> list[Work]:
     """What is still to do of the stage that the comparison is in; empty when it is done, or every rate diverged.
 
-    `preset` is the preset's own schedule and rate. Measured trials come seed by seed, so that a comparison that is ended
-    early has whole pairs.
+    `preset` is the preset's own schedule and rate. Measured trials come seed by seed, so that a comparison that is
+    ended early has whole pairs.
     """
     tuning = [work for schedule in plan.schedules for work in _tuning_trials(plan, schedule, trials)]
     if tuning:

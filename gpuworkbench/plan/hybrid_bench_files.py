@@ -27,22 +27,23 @@ from gpuworkbench.plan.hybrid_bench import BenchPlan, Trial
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 ANALYSIS = (
-    "Tuning: for every schedule the rates of the grid (grown at its ends and refined around its best where adapts) at the "
-    "reference budget, on the tuning seeds, which no measured trial uses; the baseline is the schedule and rate with the "
-    "lowest mean validation loss. Every other tuned arm takes that schedule and rate.",
-    "Budgets: every trial has its whole schedule in its own steps; warm-up, warm-down and the start of the hybrid trainer "
-    "keep their share of the run. The seed decides initial weights and data order; all arms share them, and the split.",
-    "L*: for each seed, the baseline's final validation loss at the reference budget. T(L*): the smallest work at which a "
-    "completed schedule reaches L*, interpolated between budgets in the logarithm of the work, for both sides alike.",
+    "Tuning: for every schedule the rates of the grid (grown at its ends and refined around its best where adapts) at "
+    "the reference budget, on the tuning seeds, which no measured trial uses; the baseline is the schedule and rate "
+    "with the lowest mean validation loss. Every other tuned arm takes that schedule and rate.",
+    "Budgets: every trial has its whole schedule in its own steps; warm-up, warm-down and the start of the hybrid "
+    "trainer keep their share of the run. The seed decides initial weights and data order; all arms share them, and "
+    "the split.",
+    "L*: for each seed, the baseline's final validation loss at the reference budget. T(L*): the smallest work at "
+    "which a completed schedule reaches L*, interpolated between budgets in the logarithm of the work, for both sides alike.",
     "Speed-up: T_baseline / T_arm for each seed; geometric mean and 95 % t-interval of the log ratios over the seeds.",
     "Work: cost_steps, the deterministic cost in units of one optimizer step: every true step (those that a rollback "
     "took back too) plus a third of a step for as many tokens of probe forwards, rejected jumps included. Wall and CPU "
     "seconds of training, in which element-wise arithmetic and copies show too, are reported beside it; where "
     "train.mode is fast the claim is in wall seconds.",
-    "Bounds: L* not reached within the largest budget takes that budget's work, an overestimate of the arm, and the arm "
-    "cannot claim a benefit; L* reached below the smallest takes the smallest's, an underestimate.",
-    'Verdict: "no measurable benefit" when the interval includes 1.0 or a seed did not reach L*. p-values are shown '
-    "adjusted for the number of arms (Holm) too. A claim needs 5 seeds.",
+    "Bounds: L* not reached within the largest budget takes that budget's work, an overestimate of the arm, and the "
+    "arm cannot claim a benefit; L* reached below the smallest takes the smallest's, an underestimate.",
+    'Verdict: "no measurable benefit" when the interval includes 1.0, or ends above it while a seed did not reach L*. '
+    "p-values are shown adjusted for the number of arms (Holm) too. A claim needs 5 seeds.",
     "Beside it: paired differences of the loss at equal tokens, equal cost and equal time, with 95 % t-intervals.",
 )
 

@@ -1,8 +1,8 @@
 """Student's t without a library: the interval of a mean of paired differences, and its p-value.
 
-Paired by seed, so that what a seed does to both sides cancels. A ratio is compared through its logarithm: its interval is
-then that of the geometric mean. The distribution function is the regularised incomplete beta function, by its continued
-fraction (DLMF 8.17.22, evaluated as by Lentz 1976); quantiles are found by bisection.
+Paired by seed, so that what a seed does to both sides cancels. A ratio is compared through its logarithm: its interval
+is then that of the geometric mean. The distribution function is the regularised incomplete beta function, by its
+continued fraction (DLMF 8.17.22, evaluated as by Lentz 1976); quantiles are found by bisection.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 def t_probability(t: float, freedom: int) -> float:
     """The probability that a variable with `freedom` degrees of freedom is at most `t`."""
+    if t * t < freedom:  # near the middle: 1 - x would lose what the other form keeps
+        return 0.5 + math.copysign(0.5, t) * incomplete_beta(0.5, freedom / 2, t * t / (freedom + t * t))
     tail = 0.5 * incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
     return 1 - tail if t > 0 else tail
 

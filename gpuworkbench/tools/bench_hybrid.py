@@ -96,7 +96,7 @@ def _compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: Prepar
         work = todo[0]
         progress.begin(work, steps_left(plan, preset, trials) - work.steps)
         progress(0)
-        done = train(config, arms[work.arm], work, data, progress, reserved_tokens)
+        done = train(config, arms[work.arm], work, data, on_step=progress, reserved_tokens=reserved_tokens)
         files.write(files.trial(work.stem), done)
         trials.append(done)
         emit(done=done)
@@ -113,6 +113,7 @@ def train(
     arm: Arm,
     work: Work,
     data: PreparedData,
+    *,
     on_step: Callable[[int], object] = lambda step: None,
     reserved_tokens: int = 0,
 ) -> Trial:

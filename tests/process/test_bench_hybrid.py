@@ -43,9 +43,7 @@ def trial_files(place: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in place.glob("trial-*.json")}
 
 
-def test_stopped_and_killed_between_trials_it_goes_on_to_the_whole_result(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_stopped_and_killed_between_trials_it_goes_on_to_the_whole_result(workspace: Workspace, tmp_path: Path) -> None:
     """Two seeds, five arms, everything that the result and its pictures must hold."""
     flags = [
         *("--seeds", "2", "--budgets", ",".join(map(str, BUDGETS)), "--arms", ",".join(ARMS[1:]), "--lrs", "0.01"),

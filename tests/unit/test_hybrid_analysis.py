@@ -1,4 +1,4 @@
-"""What is said of an arm: on power laws of known shift the speed-up is that shift; bounds, ties and gaps are told as such."""
+"""What is said of an arm: a curve of known shift has that speed-up; bounds, ties and gaps are told as such."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def plan_of(*names: str, seeds: tuple[int, ...] = SEEDS, has_clock: bool = False
     )
 
 
-def trial(arm: str, seed: int, steps: int, loss: float | None, cost: float | None = None, time: float = 1.0) -> Trial:
+def trial(
+    arm: str, seed: int, steps: int, loss: float | None, *, cost: float | None = None, time: float = 1.0
+) -> Trial:
     return Trial(
         arm=arm,
         seed=seed,
@@ -62,7 +64,9 @@ def trial(arm: str, seed: int, steps: int, loss: float | None, cost: float | Non
 
 def trials_of(arm: str, loss: Callable[[int, int], float | None], cost: float = 1.0, time: float = 1.0) -> list[Trial]:
     """`loss(seed, steps)` at every budget; each step costs `cost` steps and takes `time` seconds."""
-    return [trial(arm, seed, steps, loss(seed, steps), steps * cost, time) for seed in SEEDS for steps in BUDGETS]
+    return [
+        trial(arm, seed, steps, loss(seed, steps), cost=steps * cost, time=time) for seed in SEEDS for steps in BUDGETS
+    ]
 
 
 def logarithmic(seed: int, steps: float) -> float:

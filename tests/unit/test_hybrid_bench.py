@@ -193,9 +193,9 @@ def test_an_arms_keys_come_last_and_odd_ones_are_refused() -> None:
     arm = Arm(name="a", what="", sets={"optimizer.lr": 0.5, "hybrid.outer_lr": 0.9})
     found = arm_config(CONFIG, arm, work)
     assert (found.optimizer.lr, found.hybrid.outer_lr) == (0.5, 0.9)
-    with pytest.raises(ConfigError, match="the arm b: 'hybrid.outer_l' is not a key"):
+    with pytest.raises(ConfigError, match=r"the arm b: 'hybrid\.outer_l' is not a key"):
         arm_config(CONFIG, Arm(name="b", what="", sets={"hybrid.outer_l": 1}), work)
-    with pytest.raises(ConfigError, match="the arm c: hybrid.outer_lr = 99 is not a number"):
+    with pytest.raises(ConfigError, match=r"the arm c: hybrid\.outer_lr = 99 is not a number"):
         arm_config(CONFIG, Arm(name="c", what="", sets={"hybrid.outer_lr": 99}), work)
 
 
