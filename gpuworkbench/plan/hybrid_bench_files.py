@@ -34,7 +34,8 @@ ANALYSIS = (
     "trainer keep their share of the run. The seed decides initial weights and data order; all arms share them, and "
     "the split.",
     "L*: for each seed, the baseline's final validation loss at the reference budget. T(L*): the smallest work at "
-    "which a completed schedule reaches L*, interpolated between budgets in the logarithm of the work, for both sides alike.",
+    "which a completed schedule reaches L*, interpolated between budgets in the logarithm of the work, for both sides "
+    "alike.",
     "Speed-up: T_baseline / T_arm for each seed; geometric mean and 95 % t-interval of the log ratios over the seeds.",
     "Work: cost_steps, the deterministic cost in units of one optimizer step: every true step (those that a rollback "
     "took back too) plus a third of a step for as many tokens of probe forwards, rejected jumps included. Wall and CPU "
