@@ -85,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"the comparison was ended by signal {code - 128}; go on with: {repeat_command()}")
     if code != ExitCode.OK:
         return code
-    result = result_of(plan, files, comparison.preset)
+    sets = {override.key: override.value for override in map(parse_set, arguments.bench_sets)}
+    result = result_of(plan, files, comparison.preset, sets)
     if result["tuned"] is None:
         say("gpuworkbench: every rate of the baseline diverged; try --lrs with lower ones")
         return ExitCode.FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from gpuworkbench.units import NOT_AVAILABLE, format_number
 FORMAT = 1
 
 
-def result_of(plan: BenchPlan, files: BenchFiles, preset: Tuned) -> dict[str, Any]:
-    """Everything the trials so far say, with what was decided before them."""
+def result_of(plan: BenchPlan, files: BenchFiles, preset: Tuned, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the trials so far say, with what was decided before them. `sets` is what was set over the preset."""
     trials = files.read_trials()
     tuned = tuned_of(plan, preset, trials)
+    config = msgspec.to_builtins(files.read_config())
+    source = Path(config["data"]["source"]).name  # a result is shared, its machine's folders are not
+    config["data"]["source"] = source
     return {
         "format": FORMAT,
         "preset": plan.preset,
         "label": plan.label,
+        "sets": {key: source if key == "data.source" else value for key, value in sets.items()},
         "optimizer": plan.optimizer,
         "seeds": list(plan.seeds),
         "tuning_seeds": list(plan.tuning_seeds) if plan.schedules else [],
@@ -43,7 +48,7 @@ def result_of(plan: BenchPlan, files: BenchFiles, preset: Tuned) -> dict[str, An
         "training_seconds": sum(trial.seconds for trial in trials),
         "preregistration_sha256": files.preregistration_sha256(),
         "preregistration": msgspec.to_builtins(files.read_preregistration()),
-        "config": msgspec.to_builtins(files.read_config()),
+        "config": config,
         "trials": [msgspec.to_builtins(trial) for trial in trials],
     }
 
