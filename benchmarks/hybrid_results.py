@@ -26,7 +26,7 @@ def stored() -> dict[str, dict[str, Any]]:
     paths = sorted(
         RESULTS.glob("hybrid-*.json"), key=lambda path: (len(json.loads(path.read_text())["arms"]) < 6, path)
     )
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    return dict(sorted(found.items(), key=lambda item: -len(item[1]["arms"])))
 
 
 def page_with(results: dict[str, dict[str, Any]], page: str) -> str:
