@@ -23,9 +23,7 @@ BEGIN, END = "<!-- from the stored results: begin -->", "<!-- from the stored re
 
 def stored() -> dict[str, dict[str, Any]]:
     """Every stored comparison, by the name of its file; the main one first."""
-    paths = sorted(
-        RESULTS.glob("hybrid-*.json"), key=lambda path: (len(json.loads(path.read_text())["arms"]) < 6, path)
-    )
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("hybrid-*.json"))}
     return dict(sorted(found.items(), key=lambda item: -len(item[1]["arms"])))
 
 
