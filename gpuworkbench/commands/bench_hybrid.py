@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from gpuworkbench import registry
 from gpuworkbench.commands.bench_hybrid_report import print_report, result_of, write_result
+from gpuworkbench.commands.bench_hybrid_talk import Talk
 from gpuworkbench.commands.output import say
 from gpuworkbench.commands.progress import StageProgress
-from gpuworkbench.commands.bench_hybrid_talk import Talk
 from gpuworkbench.commands.torch_process import follow, repeat_command
 from gpuworkbench.config.loader import Override, parse_set
 from gpuworkbench.config.schema import RunConfig
@@ -100,9 +100,7 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
     sets = tuple(parse_set(text) for text in arguments.bench_sets)
     for override in sets:
         if override.key in DECIDED_HERE:
-            raise UsageError(
-                f"--set {override.key} is what a comparison decides", f"use {DECIDED_HERE[override.key]}"
-            )
+            raise UsageError(f"--set {override.key} is what a comparison decides", f"use {DECIDED_HERE[override.key]}")
     if arguments.untuned and (arguments.lrs is not None or arguments.schedules is not None):
         raise UsageError("--untuned tunes nothing, --lrs and --schedules are for tuning", "give one or the other")
     for name in arguments.schedules or ():
