@@ -59,16 +59,17 @@ def section(name: str, result: dict[str, Any]) -> str:
         if searched
         else f"not tuned: {tuned['schedule']}, lr {tuned['lr']:g}"
     )
-    changed = ", ".join(f"`{key}={value}`" for key, value in result["sets"].items())
     lines = [
         f"## {name}",
         "",
-        f"Preset {result['preset']} with {changed}: {machine['n_params']:,} parameters, "
+        f"{machine['n_params']:,} parameters, "
         f"{machine['tokens_per_step']:,} tokens a step. Optimizer {result['optimizer']}; baseline {baseline}. "
         f"Seeds {span(result['seeds'])}, budgets of {budgets} steps, L* at {result['reference']}. "
         f"{where}; torch {machine['torch']}, Python {machine['python']}. "
         f"{result['training_seconds'] / 60:.0f} minutes of training on a shared machine. "
         f"Decided beforehand (sha256 {result['preregistration_sha256'][:16]}), {registered(result)}.",
+        "",
+        *(f"    {line}" for line in command(result)),
         "",
         "| arm | speed-up in cost [95 %] | in CPU time [95 %] | loss at equal tokens: difference [95 %] "
         "| jumps kept / undone | cost of a step | verdict |",
@@ -130,6 +131,25 @@ def sentences(result: dict[str, Any]) -> list[str]:
     if not result["is_complete"]:
         lines.append("Not complete: some trials are still to do.")
     return lines
+
+
+def command(result: dict[str, Any]) -> list[str]:
+    """The command that makes such a comparison, in lines."""
+    plan = result["preregistration"]["plan"]
+    tuning = ["--untuned"] if not plan["schedules"] else []
+    if plan["schedules"]:
+        tuning += [f"--schedules {','.join(plan['schedules'])}"]
+        tuning += [] if plan["adapts"] else [f"--lrs {','.join(f'{lr:g}' for lr in plan['rates'])}"]
+    sets = [f"--set {key}={value}" for key, value in result["sets"].items()]
+    arms = ",".join(arm["name"] for arm in plan["arms"] if arm["name"] != "baseline")
+    scale = f"--seeds {len(plan['seeds'])} --budgets {','.join(map(str, plan['budgets']))}"
+    parts = [f"gpuworkbench bench hybrid --preset {result['preset']}", *sets, scale, *tuning, f"--arms {arms}"]
+    lines = [""]
+    for part in parts:
+        if len(lines[-1]) + len(part) > 100:
+            lines.append("    ")
+        lines[-1] += f"{part} "
+    return [*(f"{line}\\" for line in lines[:-1]), lines[-1].rstrip()]
 
 
 def registered(result: dict[str, Any]) -> str:

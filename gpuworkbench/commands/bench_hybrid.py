@@ -41,6 +41,7 @@ from gpuworkbench.plan.hybrid_bench import (
     Work,
     grid_around,
     next_trials,
+    steps_left,
 )
 from gpuworkbench.plan.hybrid_bench_files import BenchFiles, default_directory, open_bench
 from gpuworkbench.plan.hybrid_configs import arm_config
@@ -78,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"decided beforehand: {files.preregistration.name}, sha256 {files.preregistration_sha256()[:16]}...")
     code: int = ExitCode.OK
     if next_trials(plan, comparison.preset, files.read_trials()):
+        left = steps_left(plan, comparison.preset, files.read_trials())
+        say(f"{len(plan.arms)} arms, {len(plan.seeds)} seeds, budgets of {plan.budgets}: about {left:,} steps to train")
         code = follow(torch_command("gpuworkbench.tools.bench_hybrid", str(files.root)), Talk().hear)
     if code == ExitCode.STOPPED:
         say(f"stopped; finished trials are kept, go on with: {repeat_command()}")
