@@ -141,9 +141,13 @@ def command(result: dict[str, Any]) -> list[str]:
         tuning += [f"--schedules {','.join(plan['schedules'])}"]
         tuning += [] if plan["adapts"] else [f"--lrs {','.join(f'{lr:g}' for lr in plan['rates'])}"]
     sets = [f"--set {key}={value}" for key, value in result["sets"].items()]
-    arms = ",".join(arm["name"] for arm in plan["arms"] if arm["name"] != "baseline")
+    own = [arm for arm in plan["arms"] if ", with " in arm["what"]]
+    arms = ",".join(arm["name"] for arm in plan["arms"] if arm["name"] != "baseline" and arm not in own)
     scale = f"--seeds {len(plan['seeds'])} --budgets {','.join(map(str, plan['budgets']))}"
     parts = [f"gpuworkbench bench hybrid --preset {result['preset']}", *sets, scale, *tuning, f"--arms {arms}"]
+    for arm in own:
+        base = arm["sets"].get("hybrid.predictor", "baseline")
+        parts.append(f"--arm {arm['name']}={base},{arm['what'].partition(', with ')[2].replace(', ', ',')}")
     lines = [""]
     for part in parts:
         if len(lines[-1]) + len(part) > 100:
