@@ -15,6 +15,7 @@ from gpuworkbench import registry
 MAX_RATE = 1e6
 MAX_RATES = 64
 MAX_SEEDS = 64
+MAX_BUDGETS = 16
 
 
 class Bench(NamedTuple):
@@ -82,9 +83,46 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout")
 
 
+def add_hybrid(parser: argparse.ArgumentParser) -> None:
+    """The flags of `bench hybrid`."""
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--preset", dest="bench_preset", required=True, metavar="NAME", help="a preset, or a .toml file")
+    what.add_argument("--cpu-twin", dest="bench_cpu_twin", action="store_true", help="the preset's stand-in on the CPU")
+    what.add_argument(
+        "--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help="override a key in every arm"
+    )
+    what.add_argument("--seeds", type=_paired_seeds, default=5, metavar="N", help="measured seeds (5; 8 for a claim)")
+    what.add_argument(
+        "--budgets", type=_budgets, metavar="A,B,C,D", help="steps of a run (half to 1.4 times the preset's)"
+    )
+    what.add_argument("--reference", type=_count, metavar="N", help="the budget that sets the target (second longest)")
+    what.add_argument("--arms", type=_names, metavar="A,B,...", help="which of the arms there are (all)")
+    what.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=ARM,KEY=VALUE,...",
+        help="an arm with other keys",
+    )
+    tuning = parser.add_argument_group("the baseline (default: rate and schedule tuned on other seeds)")
+    tuning.add_argument("--untuned", action="store_true", help="the preset as it is")
+    tuning.add_argument("--lrs", type=_rates, metavar="A,B,...", help="exactly these rates, with each schedule")
+    tuning.add_argument("--schedules", type=_names, metavar="A,B,...", help="these (linear,cosine,warmup_stable_decay)")
+    tuning.add_argument("--tuning-seeds", type=_seeds, default=1, metavar="N", help="seeds of the tuning (1)")
+    result = parser.add_argument_group("the result")
+    result.add_argument("--out", metavar="FILE", help="the result as FILE.json, its pictures beside it")
+    result.add_argument("--dir", metavar="DIR", help="keep the trials there (default: in the user's data directory)")
+    result.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object on stdout")
+
+
 BENCHES: dict[str, Bench] = {
     "lr": Bench("find the learning rate of a preset", "gpuworkbench.commands.bench_lr:run", add_lr),
     "memory": Bench("compare the memory strategies", "gpuworkbench.commands.bench_memory:run", add_memory),
+    "hybrid": Bench(
+        "does predicted progress pay: the hybrid trainer against plain training",
+        "gpuworkbench.commands.bench_hybrid:run",
+        add_hybrid,
+    ),
 }
 
 
@@ -109,6 +147,27 @@ def _seeds(text: str) -> int:
     if value > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"{value} seeds are more than {MAX_SEEDS}")
     return value
+
+
+def _paired_seeds(text: str) -> int:
+    value = _seeds(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError("one seed has no interval: give 2 or more, 5 for a claim")
+    return value
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    budgets = tuple(sorted({_count(part) for part in text.split(",")}))
+    if len(budgets) > MAX_BUDGETS:
+        raise argparse.ArgumentTypeError(f"{len(budgets)} budgets are more than {MAX_BUDGETS}")
+    return budgets
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a list of names")
+    return names
 
 
 def _rates(text: str) -> tuple[float, ...]:

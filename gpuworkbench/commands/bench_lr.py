@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"{'going on with' if done else 'trials are kept in'} {search.files.root}{f': {done} done' if done else ''}")
     code = follow(search) if has_work(search) else ExitCode.OK
     if code == ExitCode.STOPPED:
-        say(f"stopped; finished trials are kept, go on with: {repeat_command()}")
+        say(f"stopped; finished trials are kept, go on with: {torch_process.repeat_command()}")
     elif code > 128:
-        say(f"the search was ended by signal {code - 128}; go on with: {repeat_command()}")
+        say(f"the search was ended by signal {code - 128}; go on with: {torch_process.repeat_command()}")
     if code != ExitCode.OK:
         return code
     best = best_of(search.files.read_trials())
@@ -210,11 +208,6 @@ class Talk:
             left = message["steps"] - message["step"] + message["steps_after"]
             line += f"  about {format_duration(left * self._step_time_s)} for all"
         return line
-
-
-def repeat_command() -> str:
-    """The command line as it was given."""
-    return shlex.join(["gpuworkbench", *sys.argv[1:]])
 
 
 def save(arguments: argparse.Namespace, search: Search, lr: float) -> Path:

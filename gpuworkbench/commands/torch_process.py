@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -56,3 +58,8 @@ def stopping_signals() -> Iterator[None]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def repeat_command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["gpuworkbench", *sys.argv[1:]])

@@ -40,10 +40,10 @@ def svg_plot(title: str, lines: Sequence[Line], y_label: str, by: By = "step", *
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(WIDTH / 2, 24, title, anchor="middle", size=16),
+        svg_text(WIDTH / 2, 24, title, anchor="middle", size=16),
     ]
     if not shown:
-        return "\n".join([*parts, _text(WIDTH / 2, HEIGHT / 2, "no value to draw", anchor="middle"), "</svg>", ""])
+        return "\n".join([*parts, svg_text(WIDTH / 2, HEIGHT / 2, "no value to draw", anchor="middle"), "</svg>", ""])
     x_low, x_high = _span([line.x for line in shown], is_log=False)
     y_low, y_high = _span([line.y for line in shown], is_log=is_log)
 
@@ -59,15 +59,15 @@ def svg_plot(title: str, lines: Sequence[Line], y_label: str, by: By = "step", *
     for tick in nice_ticks(x_low / unit, x_high / unit, 8):
         at = float(place_x(np.array(tick * unit)))
         parts.append(f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#e4e4e4"/>')
-        parts.append(_text(at, bottom + 18, f"{tick_label(tick)}{unit_name}", anchor="middle"))
+        parts.append(svg_text(at, bottom + 18, f"{tick_label(tick)}{unit_name}", anchor="middle"))
     for tick in (log_ticks if is_log else nice_ticks)(y_low, y_high, 7):
         at = float(place_y(np.array(tick)))
         parts.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>')
-        parts.append(_text(LEFT - 8, at + 4, tick_label(tick), anchor="end"))
+        parts.append(svg_text(LEFT - 8, at + 4, tick_label(tick), anchor="end"))
     parts.append(f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" fill="none" stroke="#555555"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, AXIS_WORDS[by], anchor="middle"))
+    parts.append(svg_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, AXIS_WORDS[by], anchor="middle"))
     parts.append(
-        f'<g transform="translate(18 {(TOP + bottom) / 2:.0f}) rotate(-90)">{_text(0, 0, y_label, "middle")}</g>'
+        f'<g transform="translate(18 {(TOP + bottom) / 2:.0f}) rotate(-90)">{svg_text(0, 0, y_label, "middle")}</g>'
     )
     for index, line in enumerate(shown):
         color, shape = COLORS[index % len(COLORS)], SHAPES[index % len(SHAPES)]
@@ -80,7 +80,7 @@ def svg_plot(title: str, lines: Sequence[Line], y_label: str, by: By = "step", *
         at = HEIGHT - 10 - LINE * (len(shown) - 1 - index)
         mark = f'<path d="M{LEFT} {at - 4}h24" stroke="{color}" stroke-width="2"/>'
         parts.append(_point(shape, LEFT + 12, at - 4, color) if line.has_points else mark)
-        parts.append(_text(LEFT + 32, at, line.label))
+        parts.append(svg_text(LEFT + 32, at, line.label))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -99,7 +99,8 @@ def _span(columns: Sequence[Floats], *, is_log: bool) -> tuple[float, float]:
     return (low / 2 if is_log else low - margin), high + margin
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", size: int = 13) -> str:
+def svg_text(x: float, y: float, text: str, anchor: str = "start", size: int = 13) -> str:
+    """A line of text; whatever it is, it is only text."""
     shown = html.escape(safe_text(text, max_chars=200))
     font = FONT.replace("13", str(size))
     return f'<text x="{x:.1f}" y="{y:.1f}" {font} fill="#222222" text-anchor="{anchor}">{shown}</text>'

@@ -20,8 +20,8 @@ from gpuworkbench.errors import ExitCode, WorkbenchError
 from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
-from gpuworkbench.training.attempt import first_line, is_out_of_memory
 from gpuworkbench.training.device import set_up_device
+from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
 
 STEPS = 2
 

@@ -21,15 +21,17 @@ import torch
 from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 from gpuworkbench.data import PreparedData
-from gpuworkbench.events.schema import Event, Step
+from gpuworkbench.events.schema import Correction, Eval, Event, MicroCorrection, Prediction, Step
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.attempt import begin_with_pretrained
+from gpuworkbench.training.batches import TrainBatches
 from gpuworkbench.training.loop import run_validation, train_one_step
 from gpuworkbench.training.settings import LR_SCALE
 from gpuworkbench.training.setup import TrainingRun, build_run
 
+AVERAGE_SPLIT = "val_ema"
 OnStep = Callable[[list[float | None]], object]  # called after each step with all losses so far
 
 
@@ -42,19 +44,78 @@ class TrialResult(NamedTuple):
     seconds: float
 
 
+class Measured(NamedTuple):
+    """A trial with the work it took, validation left out. `cost_steps` is in optimizer steps of plain training.
+
+    `average_val_loss` is that of the averaged weights, None without `hybrid.ema_eval_decay`.
+    """
+
+    losses: list[float | None]
+    val_loss: float | None
+    average_val_loss: float | None
+    diverged: str
+    cost_steps: float
+    seconds: float
+    cpu_seconds: float
+    counts: dict[str, int]
+
+
 class LossTap(EventWriter):
-    """A writer that also keeps the training losses."""
+    """A writer that also keeps the training losses, the averaged weights' validation, and what jumps came to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, attempt=1)
         self.losses: list[float | None] = []
+        self.average_val_loss: float | None = None
+        self.counts = {"accepted": 0, "rejected": 0, "rolled_back": 0, "virtual_steps": 0}
 
     def emit(self, cls: type[Any], step: int, **fields: Any) -> Any:
         """As every writer's."""
         event: Event = super().emit(cls, step, **fields)
         if isinstance(event, Step):
             self.losses.append(event.loss)
+        elif isinstance(event, Eval) and event.split == AVERAGE_SPLIT:
+            self.average_val_loss = event.loss
+        elif isinstance(event, Prediction):
+            self.counts["accepted" if event.accepted else "rejected"] += 1
+            self.counts["virtual_steps"] += event.horizon_steps if event.accepted else 0
+        elif isinstance(event, Correction | MicroCorrection):
+            self.counts["rolled_back"] += event.rolled_back
         return event
+
+
+class Forwards:
+    """Tokens that went through the model without a gradient."""
+
+    probe_tokens = 0
+
+    def __call__(self, _module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if not torch.is_grad_enabled():
+            self.probe_tokens += inputs[0].numel()
+
+
+@contextmanager
+def counted_forwards(run: TrainingRun) -> Iterator[Forwards]:
+    """Within, the forwards of probes are counted."""
+    forwards = Forwards()
+    handle = run.model.register_forward_pre_hook(forwards)
+    try:
+        yield forwards
+    finally:
+        handle.remove()
+
+
+def train_batches(run: TrainingRun, data: PreparedData, reserved_tokens: int) -> TrainBatches:
+    """The run's batches with exactly `reserved_tokens` left out."""
+    config = run.config
+    return TrainBatches(
+        data.tokens("train"),
+        config.train_seq_len,
+        config.data.seed,
+        config.train.micro_batch_size,
+        run.device.torch_device,
+        reserved_tokens=reserved_tokens,
+    )
 
 
 @contextmanager
@@ -104,6 +165,42 @@ def train_trial(config: RunConfig, data: PreparedData, on_step: OnStep = lambda 
     return TrialResult(list(losses), val_loss, diverged, time.perf_counter() - started)
 
 
+def measured_trial(
+    config: RunConfig,
+    data: PreparedData,
+    on_step: Callable[[int], object] = lambda step: None,
+    reserved_tokens: int = 0,
+) -> Measured:
+    """Train `config` to its end, validate, and say what the training took. Divergence is a result, not an error.
+
+    `reserved_tokens` of the training split are left out of its batches: those that any of the compared trials probes
+    with, so that all of them read the same data in the same order.
+    """
+    with scratch_run(config, data) as (run, losses):
+        events = run.events
+        assert isinstance(events, LossTap)
+        run.train_batches = train_batches(run, data, reserved_tokens)
+        bad = None
+        with counted_forwards(run) as forwards:
+            started, cpu_started = _clock(run), time.process_time()
+            while bad is None and run.progress.step < run.max_steps:
+                bad = train_one_step(run)
+                if bad is not None and run.hybrid.survives(bad):
+                    bad = None
+                on_step(run.progress.step)
+            bad = bad or run.telemetry.flush()
+            seconds, cpu_seconds = _clock(run) - started, time.process_time() - cpu_started
+        if bad is None:
+            run_validation(run)
+        val_loss = run.progress.best_val_loss
+        # A forward is a third of a step: backward is twice as much (Kaplan et al. 2020, section 2.1).
+        cost_steps = run.progress.step + forwards.probe_tokens / (3 * config.tokens_per_step)
+    diverged = f"{bad.what} is {bad.value} at step {bad.step}" if bad else _end_of(losses, val_loss)
+    return Measured(
+        list(losses), val_loss, events.average_val_loss, diverged, cost_steps, seconds, cpu_seconds, events.counts
+    )
+
+
 def range_trial(
     config: RunConfig,
     data: PreparedData,
@@ -130,6 +227,13 @@ def range_trial(
                 break
         bad = bad or run.telemetry.flush()
     return TrialResult(list(losses), None, bad.what if bad else "", time.perf_counter() - started)
+
+
+def _clock(run: TrainingRun) -> float:
+    """Now, when the card has done what it was given."""
+    if run.device.torch_device.type == "cuda":
+        torch.cuda.synchronize(run.device.torch_device)
+    return time.perf_counter()
 
 
 def _end_of(losses: Sequence[float | None], val_loss: float | None) -> str:

@@ -19,7 +19,7 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tools import bench_lr
 from gpuworkbench.training import trial as trial_module
 from gpuworkbench.training.attempt import load_run_config
-from gpuworkbench.training.trial import range_trial, train_trial, with_rate
+from gpuworkbench.training.trial import measured_trial, range_trial, train_trial, with_rate
 from tests.fixtures.hf_folders import change_tensors, save_gpt2
 from tests.fixtures.local_run import LocalRuns
 
@@ -170,3 +170,46 @@ def test_a_search_in_this_process_does_what_is_missing(local: LocalRuns, tmp_pat
     assert set(done) == {(lr, seed) for lr in (1e-3, 1e30) for seed in (1, 2)}
     assert list(done[1e-3, 2].losses) == train_trial(with_rate(config, 1e-3, 2), data).losses
     assert done[1e30, 1].diverged
+
+
+def test_a_measured_trial_is_the_same_training_with_its_work(local: LocalRuns) -> None:
+    _, config, data = base(local, "measured", **{"hybrid.ema_eval_decay": 0.5})
+    plain = train_trial(config, data)
+    found = measured_trial(config, data)
+    assert (found.losses, found.val_loss, found.diverged) == (plain.losses, plain.val_loss, "")
+    assert found.cost_steps == STEPS
+    assert found.average_val_loss is not None
+    assert found.average_val_loss != found.val_loss
+    assert found.cpu_seconds > 0
+    assert 0 < found.seconds < plain.seconds * 10
+
+
+def test_probes_are_work(local: LocalRuns) -> None:
+    """Each jump of an averaging predictor probes twice: 2 x 5 sequences, against 8 sequences x 3 of a step."""
+    sets = {"hybrid.enabled": True, "hybrid.predictor": "outer_nesterov", "hybrid.probe_sequences": 5}
+    sets |= {"hybrid.warmup_steps": 2, "hybrid.full_steps": 3, "hybrid.correct_steps": 1}
+    _, config, data = base(local, "probes", **sets)
+    found = measured_trial(config, data, reserved_tokens=config.reserved_tokens)
+    jumps = found.counts["accepted"] + found.counts["rejected"]
+    assert jumps >= 2
+    assert found.cost_steps == pytest.approx(STEPS + jumps * 10 / (8 * 3))
+    assert found.counts["virtual_steps"] == 3 * found.counts["accepted"]
+    assert found.losses == train_trial(config, data).losses, "the tokens reserved are those of the run itself"
+
+
+def test_all_arms_read_the_same_data_in_the_same_order(local: LocalRuns) -> None:
+    """Up to the first jump a hybrid trial is the plain one: the plain one leaves the probe's tokens out too."""
+    sets = {"hybrid.predictor": "outer_nesterov", "hybrid.warmup_steps": 2, "hybrid.full_steps": 6}
+    _, config, data = base(local, "same-data", **sets)
+    hybrid = msgspec.structs.replace(config, hybrid=msgspec.structs.replace(config.hybrid, enabled=True))
+    assert hybrid.reserved_tokens > 0
+    plain, jumping = (measured_trial(one, data, reserved_tokens=hybrid.reserved_tokens) for one in (config, hybrid))
+    assert plain.losses[:8] == jumping.losses[:8]
+    assert plain.losses[8:] != jumping.losses[8:]
+
+
+def test_a_measured_trial_that_diverges_says_how(local: LocalRuns) -> None:
+    _, config, data = base(local, "measured-diverges")
+    found = measured_trial(with_rate(config, 1e30, 1), data)
+    assert "at step" in found.diverged
+    assert found.val_loss is None
