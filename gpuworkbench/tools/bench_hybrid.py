@@ -73,7 +73,8 @@ def main(directory: str) -> int:
 
 def compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
     """Trials until the plan has no more. Raises DoesNotFitError, ConfigError."""
-    from gpuworkbench.training.attempt import first_line, is_out_of_memory, run_device
+    from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
+    from gpuworkbench.training.out_of_memory import run_device
 
     files.write(files.machine, machine(config))
     try:
