@@ -4,7 +4,7 @@ Every arm trains the same small GPT-2 on the quickstart preset's text with the s
 [memory] differs. torchao's and bitsandbytes' 8-bit AdamW are arms where they are installed. A finished run is kept in
 the result file, so a benchmark that was stopped goes on.
 
-    python -m benchmarks.packed_adamw [--steps N] [--seeds N] [--threads N] [--cuda] [--markdown]
+    python -m benchmarks.packed_adamw [--steps N] [--seeds N] [--threads N] [--arms A B] [--cuda] [--markdown]
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ def table(result: dict[str, Any]) -> str:
     base = result["arms"]["fp32"]
     for name, runs in result["arms"].items():
         seeds = sorted(set(runs) & set(base))
+        if not seeds:
+            continue
         losses = [runs[seed]["val_loss"] for seed in seeds]
         ratios = [runs[seed]["val_loss"] / base[seed]["val_loss"] - 1 for seed in seeds]
         each = ", ".join(f"{100 * ratio:+.2f}" for ratio in ratios)
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()), help="only these, for now")
     parser.add_argument("--cuda", action="store_true", help="on the first card")
     parser.add_argument("--markdown", action="store_true", help="print the stored result, measure nothing")
     arguments = parser.parse_args()
@@ -192,7 +195,8 @@ def main() -> None:
     stored = json.loads(path.read_text()) if path.exists() else {}
     done: dict[str, dict[str, Any]] = stored["arms"] if stored.get("setting") == setting else {}
     for seed in range(1, arguments.seeds + 1):
-        for arm, (_, make) in arms().items():
+        for arm in arguments.arms:
+            make = arms()[arm][1]
             runs = done.setdefault(arm, {})
             if str(seed) in runs:
                 continue

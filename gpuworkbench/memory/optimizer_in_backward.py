@@ -40,6 +40,10 @@ class OptimizerInBackward(Strategy):
         squares, self._squares = self._squares, []
         return torch.stack(squares).sum().sqrt() if squares else None
 
+    def before_load(self) -> None:
+        """What this step did is overwritten."""
+        self._squares = []
+
     @torch.no_grad()
     def _update(self, parameter: Tensor, index: int) -> None:
         assert parameter.grad is not None

@@ -14,6 +14,7 @@ from gpuworkbench.memory.optimizer_in_backward import OptimizerInBackward, refus
 from gpuworkbench.models.generate import generate
 from gpuworkbench.tools.export import ExportRequest, export
 from gpuworkbench.tools.sample import choose_checkpoint, load_config, load_model
+from gpuworkbench.training.attempt import finish
 from tests.fixtures.local_run import LocalRuns, final_tensors, killed
 
 STEPS = 8
@@ -114,6 +115,27 @@ def test_gradients_are_gone_when_backward_ends(local: LocalRuns) -> None:
     run.forward(batch.x, batch.y).backward()
     assert most == 0  # the hook before has used each up
     run.events.close()
+
+
+def test_memory_that_is_full_midway_leaves_the_last_checkpoint(local: LocalRuns) -> None:
+    """Half of step 5's updates are done: step 3 is what there is, and a resume from it is the straight run."""
+    sets = {**SETS, **IN_BACKWARD, "eval.interval_steps": 0}
+    straight = local.trained("midway-straight", sets)
+    paths = local.create("midway", sets)
+    run = local.open(paths)
+
+    def fail(parameter: torch.Tensor) -> None:
+        if run.progress.step == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    run.model.h[0].attn.c_attn.weight.register_post_accumulate_grad_hook(fail)
+    outcome = finish(run)
+    run.events.close()
+    assert outcome.status == "stopped"
+    assert run.checkpointer.last_saved_step == 3
+    assert local.attempt(paths) == 0
+    assert final_tensors(paths, STEPS) == final_tensors(straight, STEPS)
+    assert local.losses(paths) == local.losses(straight)
 
 
 def test_streamed_state_trains_as_resident_state_does(local: LocalRuns) -> None:
