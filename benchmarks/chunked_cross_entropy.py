@@ -1,6 +1,6 @@
 """Head and loss, forward and backward: peak bytes and time in chunks against all logits at once, on the CPU.
 
-    python -m benchmarks.chunked_cross_entropy [--rows 4096] [--width 768] [--rounds 5] [--threads 1]
+    python -m benchmarks.chunked_cross_entropy [--rows 4096] [--width 256] [--rounds 3] [--threads 1]
 
 Bytes are the allocator's above what both begin with (hidden states and table). The two take turns; with one thread the
 processor's seconds are compared, which other programs on the machine do not stretch. Stored as
@@ -60,10 +60,10 @@ def main() -> None:
     """Measure, print, store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--chunks", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1024])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     region = Region(arguments.rows, arguments.width)

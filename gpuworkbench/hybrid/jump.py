@@ -97,7 +97,7 @@ class Jumper:
         self.predictor.propose(horizon, step)
 
     def _tell_strategies(self, remaining: int) -> None:
-        """A virtual step begins, `remaining` of them before the next true one. The jump is worked out in the first, while
-        memory is at its lowest; the others are time to bring state back."""
+        """A virtual step begins, `remaining` of them before the next true one. A jump is worked out in the first,
+        while memory is at its lowest; the others are time to bring state back."""
         for strategy in self.context.strategies:
             strategy.virtual_step(remaining)

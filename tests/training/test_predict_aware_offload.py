@@ -277,7 +277,7 @@ def test_a_predicted_phase_needs_half_the_memory_of_a_full_one(local: LocalRuns)
     rtx5080_gpt2_small_memory; what is the host's (state that left, copies to undo a jump) is not the device's."""
     sets = {
         "model.n_layer": 2, "model.n_embd": 128, "model.n_head": 4, "model.seq_len": 64,
-        "train.micro_batch_size": 2, "train.grad_accum_steps": 4, **HYBRID, "train.max_steps": 6,
+        "train.micro_batch_size": 2, "train.grad_accum_steps": 4, **HYBRID, "train.max_steps": 9,
         "hybrid.moment_damping": 1.0, "eval.interval_steps": 0, "checkpoint.interval_steps": 0,
     }  # fmt: skip
     with TensorBytes() as recording:

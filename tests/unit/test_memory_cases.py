@@ -25,7 +25,9 @@ def test_plain_first_and_the_configuration_last() -> None:
         assert case.config is not None, case.refused
         assert case.config.tokens_per_step == plain.tokens_per_step
         assert case.config.model == plain.model
-    assert cases[-1].config == twin()
+    assert cases[-1].config is not None
+    assert cases[-1].config.memory == twin().memory
+    assert not any(case.config.hybrid.enabled for case in cases if case.config)
     assert cases[-1].changed["memory.optimizer_offload"] == "predict_aware"
     assert {"memory.activation_offload": True} in [case.changed for case in cases]
 
