@@ -172,8 +172,12 @@ def backward_moment(config: RunConfig, storage: StorageBytes, width: int, copies
 
 
 def end_of_backward_moment(config: RunConfig, storage: StorageBytes) -> dict[str, int]:
-    """The token table's gradients of head and embedding, before they are added to what is there."""
-    pending = 2 * table_gradient(config)
+    """The token table's gradients of head and embedding meet, before they are added to what is there.
+
+    Autograd adds the second to the first in place where that is contiguous: a chunked loss's is, a plain one's is
+    transposed, and its sum is a third tensor.
+    """
+    pending = (2 if config.memory.chunked_cross_entropy else 3) * table_gradient(config)
     own = 0 if config.train.grad_accum_steps > 1 else table_gradient(config)
     return {"gradients": max(storage.gradients - own, 0) + pending}
 

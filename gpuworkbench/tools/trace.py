@@ -89,13 +89,14 @@ def make_state(rig: StepRig) -> None:
 
 
 class GradientsAddInPlace(TorchDispatchMode):
-    """Autograd adds the gradients of a tensor's several uses in place, except for tensors like the fake ones."""
+    """Autograd adds the gradients of a tensor's several uses in place where the first is contiguous, except for tensors
+    like the fake ones."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_sum = func is torch.ops.aten.add.Tensor and not kwargs
         if is_sum and _in_backward() and all(isinstance(each, Tensor) for each in args):
             total, more = args
-            if total.shape == more.shape and total.dtype == more.dtype:
+            if total.shape == more.shape and total.dtype == more.dtype and total.is_contiguous():
                 return total.add_(more)
         return func(*args, **(kwargs or {}))
 
