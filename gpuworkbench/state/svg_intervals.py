@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gpuworkbench.state.svg_plot import COLORS, svg_text
 from gpuworkbench.state.ticks import nice_ticks, tick_label
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 960, 200, 150, 50, 28, 50
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 960, 190, 175, 50, 28, 50
 
 
 class IntervalRow(NamedTuple):
