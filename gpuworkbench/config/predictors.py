@@ -54,6 +54,10 @@ SUBSPACE = PredictorSpec(
     "improve",
     lambda _config: 4 * (MAX_DISPLACEMENTS + 1),
 )
+_BYTES = SUBSPACE.bytes_per_parameter
+LINEAR = PredictorSpec("the path's average, its next looks by least squares from hindsight", "improve", _BYTES)
+MLP = PredictorSpec("the path's average, its next looks by a small network from hindsight", "improve", _BYTES)
+LEARNED = PredictorSpec("the path's average, its next looks by the dynamics model's state", "improve", _BYTES)
 
 
 def spec_of(name: str) -> PredictorSpec:

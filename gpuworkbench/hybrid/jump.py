@@ -9,6 +9,7 @@ from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
 from gpuworkbench.hybrid.context import HybridContext
+from gpuworkbench.hybrid.components import Outcome
 from gpuworkbench.hybrid.controller import Jump
 from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
@@ -34,15 +35,24 @@ class Jumper:
         self.predictor = predictor
         self.probe = probe
         self.undo = undo
+        self.probes = 0  # forward passes that the jump at hand has taken after it moved
 
-    def jump(self, jump: Jump, confidence: float | None, predicted_loss: float | None) -> bool:
-        """Returns whether it stands. The duration in the event feeds the screen only."""
+    def jump(
+        self,
+        jump: Jump,
+        confidence: float | None,
+        predicted_loss: float | None,
+        reliability: tuple[float | None, tuple[tuple[float, float, int], ...]] = (None, ()),
+        cosine: float | None = None,
+    ) -> Outcome:
+        """Returns what became of it. The duration in the event feeds the screen only."""
         started_s, step = time.perf_counter(), self.context.step()
         if self.undo.step != step:
             self.undo.save(step)
         for remaining in range(jump.virtual_steps, 1, -1):
             self._tell_strategies(remaining)
         before = self.probe.loss()
+        self.probes = 0
         self._tell_strategies(1)
         horizon, after = self._move(jump.virtual_steps, before, step)
         accepted = is_accepted(self.spec.rule, before, after)
@@ -64,9 +74,12 @@ class Jumper:
             probe_after=after.mean,
             accepted=accepted,
             delta_norm=delta_norm,
+            cosine=cosine,
+            brier=reliability[0],
+            reliability=reliability[1],
             duration_s=time.perf_counter() - started_s,
         )
-        return accepted
+        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + self.probes, jump.exploration)
 
     def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss]:
         """Move the weights as far as it goes; returns how many virtual steps that stands for, and the probe there."""
@@ -90,6 +103,7 @@ class Jumper:
 
     def _try(self, horizon: int, step: int) -> ProbeLoss:
         self._propose(horizon, step)
+        self.probes += 1
         return self.probe.loss()
 
     def _propose(self, horizon: int, step: int) -> None:

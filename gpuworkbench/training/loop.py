@@ -21,6 +21,7 @@ from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.hybrid.context import BadStep
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.batches import validation_batches
+from gpuworkbench.training.controls import StopRequested
 from gpuworkbench.training.evaluate import Validation, evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.optim import clip_grad_norm, set_lr
@@ -63,6 +64,8 @@ def train_one_step(run: TrainingRun) -> BadStep | None:
     bad = run.hybrid.before_step()
     if bad is not None:
         return bad
+    if run.hybrid.stop_reason:
+        raise StopRequested(run.hybrid.stop_reason)
     lr = set_learning_rate(run, progress.step + 1)
     loss, grad_norm, scored = optimizer_step(run)
     stage = count_step(run)
@@ -174,10 +177,11 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     run.scaler.unscale_(run.optimizer)
-    grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm)
+    grad_norm = clip_grad_norm(run.model, run.hybrid.clip_norm(run.config.train.grad_clip_norm))
     for strategy in run.strategies:
         strategy.before_update()
-    run.scaler.step(run.optimizer)
+    if not run.hybrid.skips(total / accum if scored is None else total, grad_norm):
+        run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     for strategy in run.strategies:

@@ -37,6 +37,7 @@ SCALES = (
 )
 FEATURES = (*SCALES, "progress", *PHASES)
 N_FEATURES = len(FEATURES)
+MOMENTS = ("m_mean", "m_std", "v_mean", "v_std")  # not a number where the optimizer keeps none
 TINY = 1e-30
 CLIP = 5.0
 
@@ -45,7 +46,7 @@ class Features(PlainState):
     """Turns steps into feature vectors. `vector` is raw; `normalized` uses means and deviations seen so far."""
 
     NAMES = ("means", "count")
-    TENSORS = ("mean", "square")
+    TENSORS = ("mean", "square", "latest")
     CHILDREN = ("trend", "loss", "gradient")
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class Features(PlainState):
         self.loss, self.gradient = RunningLevel(0.95), RunningLevel(0.95)
         self.mean = torch.zeros(N_FEATURES, dtype=torch.float64)
         self.square = torch.zeros(N_FEATURES, dtype=torch.float64)
+        self.latest = torch.zeros(N_FEATURES, dtype=torch.float64)  # the raw features of the last step
 
     def observe(self, signals: StepSignals) -> np.ndarray:
         """Take a true step with finite numbers; its raw features (N_FEATURES,), float64."""
@@ -67,7 +69,9 @@ class Features(PlainState):
         self.trend.push(log_loss)
         self.loss.push(log_loss)
         self.gradient.push(log_norm)
+        signals = signals._replace(**{name: 0.0 for name in MOMENTS if math.isnan(getattr(signals, name))})
         vector = np.asarray(self._scales(signals, log_norm, log_lr), dtype=np.float64)
+        self.latest.numpy()[:] = vector
         weight = 1.0 / self.count
         mean, square = self.mean.numpy(), self.square.numpy()
         mean += weight * (vector - mean)

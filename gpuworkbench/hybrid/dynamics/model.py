@@ -2,7 +2,7 @@
 
 What it forecasts is how far the trend (trend.py) will be off, over AHEAD ticks of STRIDE steps. How much of that is
 believed (`gain`) is measured: each tick's forecasts are kept and held against what came. With a gain of 0 it is the
-trend alone. It computes on the host, on its own numbers, and draws from no generator that the training uses.
+trend alone. It computes where `device` says, on its own numbers, and draws from no generator that the training uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ GAIN_DECAY = 0.98
 GAIN_PRIOR = 2.0  # evidence for a gain of 0, in squared scaled forecasts
 UPDATE_FLOPS = 1.2e9  # what an update's time is worth on a machine that trains at 100 GFLOP/s: it is all overhead
 COST_SHARE = 0.01
-N_COEFFICIENTS = 5
 
 
 class Forecast(NamedTuple):
@@ -58,13 +57,13 @@ class Dynamics(PlainState):
     TENSORS = ("flat", "adam_m", "adam_v", "imagined")
     CHILDREN = ("features", "replay", "miss")
 
-    def __init__(self, seed: int, step_flops: float) -> None:
+    def __init__(self, seed: int, step_flops: float, device: torch.device | None = None) -> None:
         self.seed = seed
         self.interval = update_interval(step_flops)
-        initial = initial_parameters(N_FEATURES, N_COEFFICIENTS, seed)
+        initial = initial_parameters(N_FEATURES, seed)
         self.shapes = {name: tuple(value.shape) for name, value in initial.items()}
         self.sizes = [value.numel() for value in initial.values()]
-        self.flat = torch.cat([value.reshape(-1) for value in initial.values()])
+        self.flat = torch.cat([value.reshape(-1) for value in initial.values()]).to(device)
         self.adam_m, self.adam_v = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.features, self.replay = Features(), Replay()
         self.miss = RunningLevel(0.97)  # of the trend's forecasts one tick ahead
@@ -132,7 +131,7 @@ class Dynamics(PlainState):
             return None
         with torch.no_grad():
             state = self._model(self.flat).filter(self._inputs(self.replay.recent()[None]))
-            return torch.cat(state, -1).mean((0, 1)).double().numpy()
+            return torch.cat(state, -1).mean((0, 1)).double().cpu().numpy()
 
     # Learning
 
@@ -145,7 +144,7 @@ class Dynamics(PlainState):
         back = np.concatenate((recent, draws.integers(0, n, BATCH - BATCH // 2)))
         sequences = self.replay.sequences(back)
         x = self._inputs(sequences.vectors)
-        y = torch.from_numpy(sequences.misses / self.scale).float().clamp(-5.0, 5.0)
+        y = torch.from_numpy(sequences.misses / self.scale).float().clamp(-5.0, 5.0).to(x.device)
         with torch.enable_grad():  # the trainer may ask from within no_grad
             flat = self.flat.detach().requires_grad_()
             loss = self._loss(self._model(flat), x, y, torch.Generator().manual_seed(seed))
@@ -187,7 +186,7 @@ class Dynamics(PlainState):
         return Rssm({name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)})
 
     def _inputs(self, vectors: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.features.normalized(vectors)).float()
+        return torch.from_numpy(self.features.normalized(vectors)).float().to(self.flat.device)
 
     # What its forecasts were worth
 

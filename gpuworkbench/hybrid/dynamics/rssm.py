@@ -32,8 +32,8 @@ class State(NamedTuple):
     z: Tensor
 
 
-def initial_parameters(n_features: int, n_coefficients: int, seed: int) -> dict[str, Tensor]:
-    """Weights (E, in, out) and biases (E, 1, out) by name; the heads start at 0, so that nothing is predicted."""
+def initial_parameters(n_features: int, seed: int) -> dict[str, Tensor]:
+    """Weights (E, in, out) and biases (E, 1, out) by name; the loss head starts at 0, so that nothing is predicted."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {
         "embed": (n_features, EMBED),
@@ -43,13 +43,11 @@ def initial_parameters(n_features: int, n_coefficients: int, seed: int) -> dict[
         "posterior": (HIDDEN + EMBED, LATENT),
         "decoder": (HIDDEN + LATENT, n_features),
         "loss": (HIDDEN + LATENT, 2),
-        "coefficients": (HIDDEN + LATENT, n_coefficients),
     }
     parameters = {}
     for name, (n_in, n_out) in sizes.items():
         weight = torch.randn(MEMBERS, n_in, n_out, generator=generator) / math.sqrt(n_in)
-        is_head = name in ("loss", "coefficients")
-        parameters[f"{name}.weight"] = torch.zeros_like(weight) if is_head else weight
+        parameters[f"{name}.weight"] = torch.zeros_like(weight) if name == "loss" else weight
         parameters[f"{name}.bias"] = torch.zeros(MEMBERS, 1, n_out)
     return parameters
 
@@ -66,8 +64,8 @@ class Rssm:
 
     def start(self, n_sequences: int) -> State:
         """A state that knows nothing."""
-        zeros = torch.zeros(MEMBERS, n_sequences, HIDDEN)
-        return State(zeros, torch.zeros(MEMBERS, n_sequences, LATENT))
+        like = self.parameters["gru_h.weight"]
+        return State(like.new_zeros(MEMBERS, n_sequences, HIDDEN), like.new_zeros(MEMBERS, n_sequences, LATENT))
 
     def advance(self, state: State) -> Tensor:
         """h of the next tick: a GRU cell (Cho et al. 2014) whose input is z."""
@@ -123,8 +121,8 @@ def kl_loss(posterior: Tensor, prior: Tensor) -> Tensor:
 
 def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One-hot z (E, B, Z), with the gradient of the probabilities (straight through)."""
-    flat = probabilities.detach().reshape(-1, CLASSES)
-    drawn = torch.multinomial(flat, 1, generator=generator).reshape(probabilities.shape[:-1])
+    uniform = torch.rand(*probabilities.shape[:-1], 1, generator=generator).to(probabilities.device)
+    drawn = (probabilities.detach().cumsum(-1) < uniform).sum(-1).clamp(max=CLASSES - 1)
     hot = torch.nn.functional.one_hot(drawn, CLASSES).to(probabilities.dtype)
     return (hot + probabilities - probabilities.detach()).flatten(2)
 
