@@ -11,6 +11,7 @@ import math
 from enum import IntEnum
 from typing import NamedTuple
 
+from gpuworkbench.hybrid.dynamics.trend import Trend
 from gpuworkbench.hybrid.oscillation import WINDOW, oscillation_share, significant_share
 from gpuworkbench.hybrid.plain_state import PlainState
 from gpuworkbench.hybrid.running import RunningLevel
@@ -20,7 +21,9 @@ WARM_STEPS = 30  # true steps before levels mean anything
 SHORT_STEPS = 8  # losses whose mean is held against the long level
 LEVEL_DECAY = 0.98
 SPIKE_SD = 8.0  # of a single loss; 1e-15 for a normal one, and real losses have heavier tails
-GRADIENT_SD = 7.0
+NOISE_DECAY = 0.96
+GRADIENT_DECAY = 0.95
+GRADIENT_SD = 6.0
 EXPLODES = {"caution": 3.0, "warning": 10.0, "critical": 100.0}  # times the running gradient norm
 VANISHES = 1.0 / 300.0
 VANISHING_STEPS = 5
@@ -63,7 +66,8 @@ ACTIONS: dict[Level, tuple[str, ...]] = {
 
 
 class DivergenceMonitor(PlainState):
-    """Watches true steps. `threshold` is `hybrid.divergence_threshold`: standard deviations of a single loss by which
+    """Watches true steps. The unit of the loss tests is the deviation of a single loss around its trend, so that a steep
+    start does not widen it. `threshold` is `hybrid.divergence_threshold`: standard deviations of a single loss by which
     the mean of the last SHORT_STEPS losses may exceed the running level.
 
     The mean of 8 has a standard error of 0.35 deviations, so 2.5 deviations are 7 standard errors.
@@ -80,19 +84,21 @@ class DivergenceMonitor(PlainState):
         "critical_steps",
         "errors",
     )
-    CHILDREN = ("loss", "gradient")
+    CHILDREN = ("loss", "gradient", "trend", "noise")
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.loss = RunningLevel(LEVEL_DECAY)
-        self.gradient = RunningLevel(LEVEL_DECAY)
+        self.gradient = RunningLevel(GRADIENT_DECAY)
+        self.trend, self.noise = Trend(), RunningLevel(NOISE_DECAY)
         self.restart()
         self.critical_steps: list[int] = []
 
     def restart(self) -> None:
         """Forget the levels: after a change that moves the loss for good reasons (another stage of a curriculum)."""
-        for level in (self.loss, self.gradient):
+        for level in (self.loss, self.gradient, self.noise):
             level.mean, level.variance, level.count = 0.0, 0.0, 0
+        self.trend.fast, self.trend.slow, self.trend.count = 0.0, 0.0, 0
         self.short: list[float] = []
         self.residuals: list[float] = []
         self.steps, self.vanishing = 0, 0
@@ -126,7 +132,7 @@ class DivergenceMonitor(PlainState):
 
     def prediction(self, step: int, predicted: float, actual: float) -> Verdict:
         """Judge how wrong predicted losses are: the mean error of the last ones, in deviations of a single loss."""
-        sd = self.loss.sd
+        sd = self.noise.sd
         if sd <= 0.0 or not (math.isfinite(predicted) and math.isfinite(actual)):
             return NOTHING
         self.errors = [*self.errors, (actual - predicted) / sd][-PREDICTIONS:]
@@ -143,18 +149,15 @@ class DivergenceMonitor(PlainState):
         """Whether enough steps were seen to judge one."""
         return self.steps >= WARM_STEPS
 
-    def jump_limit(self, loss_before: float) -> float:
-        """The loss above which a jump is undone: the level before it plus `threshold` deviations."""
-        return loss_before + self.threshold * self.loss.sd
-
     def _judge_loss(self, loss: float) -> Verdict:
-        if not self.is_warm:
+        sd = self.noise.sd
+        if not self.is_warm or sd <= 0.0:
             return NOTHING
-        spike = self.loss.z(loss)
+        spike = (loss - self.trend.forecast(1)) / sd
         if spike >= max(SPIKE_SD, 3.0 * self.threshold):
             limit = max(SPIKE_SD, 3.0 * self.threshold)
             return Verdict(Level.warning, "loss spike", spike, limit, ACTIONS[Level.warning])
-        mean = self.loss.z(sum(self.short) / len(self.short)) if len(self.short) == SHORT_STEPS else 0.0
+        mean = (sum(self.short) / len(self.short) - self.loss.mean) / sd if len(self.short) == SHORT_STEPS else 0.0
         for level, factor in ((Level.critical, 2.0), (Level.warning, 1.0), (Level.caution, 0.75)):
             if mean >= factor * self.threshold:
                 return Verdict(level, "loss level", mean, factor * self.threshold, ACTIONS[level])
@@ -194,6 +197,9 @@ class DivergenceMonitor(PlainState):
         self.steps += 1
         self.residuals = [*self.residuals, signals.loss - self.loss.mean if self.loss.count else 0.0][-WINDOW:]
         self.loss.push(signals.loss)
+        if self.trend.count:
+            self.noise.push(signals.loss - self.trend.forecast(1))
+        self.trend.push(signals.loss)
         if not self.vanishing:
             self.gradient.push(math.log(max(signals.grad_norm, TINY)))
 

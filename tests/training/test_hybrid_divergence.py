@@ -58,7 +58,7 @@ def test_a_healthy_run_does_not_alarm(name: str) -> None:
         (lambda s, loss, g: (loss, g * 500) if s == 100 else (loss, g), "exploding gradient", Level.critical, 0),
         (lambda s, loss, g: (loss, g * 1e-4) if s >= 100 else (loss, g), "vanishing gradient", Level.warning, 6),
         (lambda s, loss, g: (loss, 0.0) if s >= 100 else (loss, g), "vanishing gradient", Level.warning, 6),
-        (lambda s, loss, g: (loss + 0.03 * max(0, s - 99), g), "loss", Level.caution, 40),
+        (lambda s, loss, g: (loss + 0.03 * max(0, s - 99), g), "loss", Level.caution, 60),
         (lambda s, loss, g: (loss + 0.8 * (-1) ** s * (s >= 100), g), "oscillation", Level.warning, 90),
         (lambda s, loss, g: (loss + 0.8 * math.sin(s) * (s >= 100), g), "oscillation", Level.warning, 90),
     ],

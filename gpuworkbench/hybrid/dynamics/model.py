@@ -203,11 +203,11 @@ class Dynamics(PlainState):
         anchors = self.replay.anchors.numpy()
         for ahead in range(1, min(AHEAD, self.replay.count) + 1):
             made = self.replay.count - ahead  # tick index of the forecast
-            miss = level - anchors[made % len(anchors)][ahead - 1]
+            miss = level - float(anchors[made % len(anchors)][ahead - 1])
             if ahead == 1:
                 self.miss.push(miss)
             row = self.imagined.numpy()[(made + 1) % AHEAD]
             if row[AHEAD]:
-                said, came = row[ahead - 1], max(-5.0, min(5.0, miss / self.scale))
+                said, came = float(row[ahead - 1]), max(-5.0, min(5.0, float(miss) / self.scale))
                 self.sxy[ahead - 1] = GAIN_DECAY * self.sxy[ahead - 1] + said * came
                 self.sxx[ahead - 1] = GAIN_DECAY * self.sxx[ahead - 1] + said * said
