@@ -39,8 +39,8 @@ def quick_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("predictor", ["learned", "outer_nesterov"])
 def test_with_all_advice_a_killed_run_is_the_same_run(local: LocalRuns, predictor: str) -> None:
     sets = {**LONG, "hybrid.predictor": predictor}
-    whole = local.trained("whole", sets)
-    cut = local.create("cut", sets)
+    whole = local.trained(f"whole-{predictor}", sets)
+    cut = local.create(f"cut-{predictor}", sets)
     for step in (20, 61, 80):
         killed(local.open(cut), step)
     assert local.attempt(cut) == 0
