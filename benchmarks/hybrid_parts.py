@@ -29,6 +29,7 @@ from gpuworkbench.hybrid.acceptance import AcceptanceRate
 from gpuworkbench.hybrid.advice.corrector import CorrectorAdvice
 from gpuworkbench.hybrid.advice.dynamics import DynamicsAdvice
 from gpuworkbench.hybrid.bandit import OFF, Arm, LinUcb, advantage, context_of
+from gpuworkbench.hybrid.calibration import AcceptanceRate as BetaRate
 from gpuworkbench.hybrid.calibration import Reliability
 from gpuworkbench.hybrid.coefficients import LinearCoefficients, MlpCoefficients, lesson
 from gpuworkbench.hybrid.components import Outcome
@@ -77,9 +78,8 @@ def forecasts(run: dict[str, Any]) -> dict[str, dict[int, float]]:
             y, middle = truth(losses, at, horizon), horizon - 2
             plain = holt.predicted(middle) or math.nan
             said = {
-                "nothing changes": holt.level,
+                "level, no slope": math.exp(trend.fast),
                 "removal": plain,
-                "log trend": math.exp(trend.forecast(middle)),
                 "dynamics": dynamics.predicted_loss(middle) or math.nan,
                 "dynamics, learning every tick": often.predicted_loss(middle) or math.nan,
                 "corrector": corrector.corrected_loss(plain, horizon),
@@ -100,6 +100,7 @@ def confidences(run: dict[str, Any]) -> dict[str, dict[str, float]]:
     for arm in ("random-5", "average-3", "average-6", "trend-5"):
         advice = DynamicsAdvice(1, run["step_flops"], torch.device("cpu"))
         rate, plain = AcceptanceRate(), Reliability()
+        smooth, smoothed = BetaRate(), Reliability()
         shadows = {shadow["step"]: shadow for shadow in run["shadows"]}
         horizon = int(arm.split("-")[1])
         for signals in steps:
@@ -111,9 +112,11 @@ def confidences(run: dict[str, Any]) -> dict[str, dict[str, float]]:
             known = rate.rate()
             plain.note(0.5 if known is None else known, accepted)
             rate.note(accepted)
+            smoothed.note(smooth.rate, accepted)
+            smooth.learn(accepted)
             advice.judged(Outcome(signals.step, horizon, accepted, shadow["before"], shadow["arms"][arm]["after"], 2))
         brier, bins = advice.reliability()
-        result[arm] = {"removal": plain.brier, "dynamics": brier, "jumps": plain.count, "bins": bins}
+        result[arm] = {"removal": plain.brier, "smoothed rate": smoothed.brier, "dynamics": brier, "jumps": plain.count, "bins": bins}
     return result  # type: ignore[return-value]
 
 
@@ -140,8 +143,27 @@ def bandits(run: dict[str, Any]) -> dict[str, float]:
             if arm == choice and choice.predictor != OFF:
                 totals["bandit"] += rewards[name]
                 bandit.reward(arm, context, rewards[name])
+    for name, arm in zip(BANDIT_ARMS, arms, strict=True):
+        totals[f"{name} or off"] = gated(run, name, arm, cost)
     count = len(run["shadows"])
     return {name: total / count for name, total in totals.items()} | {"off": 0.0}
+
+
+def gated(run: dict[str, Any], name: str, arm: Arm, cost: float) -> float:
+    """The sum of rewards of one arm that the bandit may switch off: what it is to a run with one predictor."""
+    bandit, trend, at, total = LinUcb([arm]), Trend(), 0, 0.0
+    steps = signals_of(run)
+    for shadow in run["shadows"]:
+        while at < shadow["step"]:
+            trend.push(math.log(steps[at].loss))
+            at += 1
+        context = context_of(shadow["step"] / run["max_steps"], None, None, 0.0, 0.0)
+        if bandit.choose(context).arm.predictor != OFF:
+            drop = math.log(shadow["before"] / shadow["arms"][name]["after"])
+            reward = advantage(max(drop, 0.0), cost, max(0.0, -trend.slope))
+            bandit.reward(arm, context, reward)
+            total += reward
+    return total
 
 
 def coefficients(run: dict[str, Any]) -> dict[str, float]:
@@ -228,10 +250,10 @@ def markdown(result: dict[str, Any]) -> str:
     for name, row in result["forecasts"].items():
         cells = [f"{row[str(h)]['ratio']:.3f} ({row[str(h)]['interval'][0]:.3f}-{row[str(h)]['interval'][1]:.3f})" for h in HORIZONS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| confidence: Brier score | without | with the dynamics model | ratio |", "|---|---|---|---|"]
+    lines += ["", "| confidence: Brier score | without | smoothed rate | with the dynamics model | ratio |", "|---|---|---|---|---|"]
     for arm, row in result["confidence"].items():
         low, high = row["interval"]
-        lines.append(f"| {arm} | {row['removal']:.3f} | {row['dynamics']:.3f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
+        lines.append(f"| {arm} | {row['removal']:.3f} | {row['smoothed rate']:.3f} | {row['dynamics']:.3f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
     lines += ["", "| mean reward a decision | |", "|---|---|"]
     lines += [f"| {name} | {value:+.5f} |" for name, value in sorted(result["bandit"]["mean_reward"].items())]
     lines += ["", "| relative error of the next displacement | |", "|---|---|"]
@@ -257,6 +279,7 @@ def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
         confidence[arm] = {
             "dynamics": statistics.mean(a for a, _ in pairs),
             "removal": statistics.mean(b for _, b in pairs),
+            "smoothed rate": statistics.mean(s[arm]["smoothed rate"] for s in scores),
             **interval(known),
         }
     rewards = [bandits(run) for run in runs]

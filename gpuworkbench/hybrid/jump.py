@@ -35,7 +35,6 @@ class Jumper:
         self.predictor = predictor
         self.probe = probe
         self.undo = undo
-        self.probes = 0  # forward passes that the jump at hand has taken after it moved
 
     def jump(
         self,
@@ -52,9 +51,8 @@ class Jumper:
         for remaining in range(jump.virtual_steps, 1, -1):
             self._tell_strategies(remaining)
         before = self.probe.loss()
-        self.probes = 0
         self._tell_strategies(1)
-        horizon, after = self._move(jump.virtual_steps, before, step)
+        horizon, after, probes = self._move(jump.virtual_steps, before, step)
         accepted = is_accepted(self.spec.rule, before, after)
         delta_norm = self.body.moved()
         if accepted:
@@ -79,31 +77,32 @@ class Jumper:
             reliability=reliability[1],
             duration_s=time.perf_counter() - started_s,
         )
-        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + self.probes, jump.exploration)
+        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, jump.exploration)
 
-    def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss]:
-        """Move the weights as far as it goes; returns how many virtual steps that stands for, and the probe there."""
+    def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss, int]:
+        """Move the weights as far as it goes; returns how many virtual steps that stands for, the probe there, and
+        how often the probe was asked."""
         if not self.spec.doubles:
-            return longest, self._try(longest, step)
-        best, horizon, trial = before, 0, 1
+            return longest, self._try(longest, step), 1
+        best, horizon, trial, probes = before, 0, 1, 0
         while True:
             after = self._try(trial, step)
+            probes += 1
             if not (math.isfinite(after.mean) and after.mean < best.mean):
                 break
             best, horizon = after, trial
             if trial == longest:
-                return horizon, best
+                return horizon, best, probes
             trial = min(2 * trial, longest)
             self.undo.restore_weights()
         if horizon == 0:
-            return trial, after
+            return trial, after, probes
         self.undo.restore_weights()
         self._propose(horizon, step)
-        return horizon, best
+        return horizon, best, probes
 
     def _try(self, horizon: int, step: int) -> ProbeLoss:
         self._propose(horizon, step)
-        self.probes += 1
         return self.probe.loss()
 
     def _propose(self, horizon: int, step: int) -> None:

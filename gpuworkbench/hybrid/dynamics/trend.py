@@ -11,6 +11,7 @@ from gpuworkbench.hybrid.plain_state import PlainState
 
 FAST, SLOW = 0.9, 0.97
 DAMPING = 0.5
+FARTHEST = 50.0  # steps: no trend is believed beyond
 
 
 class Trend(PlainState):
@@ -37,4 +38,4 @@ class Trend(PlainState):
     def forecast(self, steps: float) -> float:
         """The expected value `steps` steps after the last one."""
         lag = min(FAST / (1.0 - FAST), (self.count - 1) / 2.0) if self.count else 0.0
-        return self.fast + DAMPING * self.slope * (lag + steps)
+        return self.fast + DAMPING * self.slope * (lag + min(steps, FARTHEST))
