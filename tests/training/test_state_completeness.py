@@ -33,6 +33,8 @@ WITHOUT_A_PART = {
     r"run\..*\.(_arena|_chunks(\[\d+\])?)\.(_used|is_pinned|num_bytes|len\(\))": "host memory, made anew by an attempt",
     r"run\.strategies\[\d+\]\.(_num_bytes|_stretch)": "set when state leaves, and meant for its return alone",
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
+    r"run\.parts\[hybrid_residuals\]\.(store\.kept|slots).*": "rows of its part by field; their tensors are owned",
+    r"run\.hybrid\.residuals\.(store\.kept|slots).*": "the same",
 }
 # Tensors that no part owns.
 COPIES = {
