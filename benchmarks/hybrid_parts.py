@@ -116,7 +116,13 @@ def confidences(run: dict[str, Any]) -> dict[str, dict[str, float]]:
             smooth.learn(accepted)
             advice.judged(Outcome(signals.step, horizon, accepted, shadow["before"], shadow["arms"][arm]["after"], 2))
         brier, bins = advice.reliability()
-        result[arm] = {"removal": plain.brier, "smoothed rate": smoothed.brier, "dynamics": brier, "jumps": plain.count, "bins": bins}
+        result[arm] = {
+            "removal": plain.brier,
+            "smoothed rate": smoothed.brier,
+            "dynamics": brier,
+            "jumps": plain.count,
+            "bins": bins,
+        }
     return result  # type: ignore[return-value]
 
 
@@ -248,19 +254,30 @@ def markdown(result: dict[str, Any]) -> str:
     """The stored result as tables."""
     lines = ["| forecast of the loss | 5 steps | 10 steps | 20 steps |", "|---|---|---|---|"]
     for name, row in result["forecasts"].items():
-        cells = [f"{row[str(h)]['ratio']:.3f} ({row[str(h)]['interval'][0]:.3f}-{row[str(h)]['interval'][1]:.3f})" for h in HORIZONS]
+        cells = [
+            f"{row[str(h)]['ratio']:.3f} ({row[str(h)]['interval'][0]:.3f}-{row[str(h)]['interval'][1]:.3f})"
+            for h in HORIZONS
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| confidence: Brier score | without | smoothed rate | with the dynamics model | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| confidence: Brier score | without | smoothed rate | with the dynamics model | ratio |",
+        "|---|---|---|---|---|",
+    ]
     for arm, row in result["confidence"].items():
         low, high = row["interval"]
-        lines.append(f"| {arm} | {row['removal']:.3f} | {row['smoothed rate']:.3f} | {row['dynamics']:.3f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
+        scores = " | ".join(f"{row[kind]:.3f}" for kind in ("removal", "smoothed rate", "dynamics"))
+        lines.append(f"| {arm} | {scores} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) |")
     lines += ["", "| mean reward a decision | |", "|---|---|"]
     lines += [f"| {name} | {value:+.5f} |" for name, value in sorted(result["bandit"]["mean_reward"].items())]
     lines += ["", "| relative error of the next displacement | |", "|---|---|"]
     lines += [f"| {name} | {value:.3f} |" for name, value in result["coefficients"].items()]
     cost = result["overhead"]
     lines += ["", "| CPU time a step | ms | share |", "|---|---|---|"]
-    lines += [f"| {name} | {cost[f'{name}_ms']:.3f} | {cost[f'{name}_share']:.2%} |" for name in ("dynamics", "corrector", "monitor")]
+    lines += [
+        f"| {name} | {cost[f'{name}_ms']:.3f} | {cost[f'{name}_share']:.2%} |"
+        for name in ("dynamics", "corrector", "monitor")
+    ]
     return "\n".join(lines)
 
 
@@ -288,7 +305,9 @@ def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
     errors = [coefficients(run) for run in runs]
     return {
         "forecasts": ratios,
-        "mean_absolute_error_of_the_removal": {str(h): statistics.mean(r["removal"][h] for r in found) for h in HORIZONS},
+        "mean_absolute_error_of_the_removal": {
+            str(h): statistics.mean(r["removal"][h] for r in found) for h in HORIZONS
+        },
         "share_within_80_percent_interval": statistics.mean(r["share within the 80 % interval"][0] for r in found),
         "confidence": confidence,
         "bandit": {"mean_reward": means, "best_arm_in_hindsight": best},

@@ -163,8 +163,6 @@ class Prediction(Event, frozen=True, kw_only=True, tag="prediction"):
     delta_norm: float | None = None
     cosine: float | None = None
     duration_s: float | None = None  # probes and undoing included
-    brier: float | None = None  # score of all confidences before this one: 0 is perfect, 0.25 is always saying 50 %
-    reliability: tuple[tuple[float, float, int], ...] = ()  # bins: mean confidence, share accepted, jumps
 
 
 class Correction(Event, frozen=True, kw_only=True, tag="correction"):

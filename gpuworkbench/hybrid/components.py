@@ -104,10 +104,6 @@ class NoAdvice:
         """Of the last shadow proposals with what the weights really did; None: unknown."""
         return None
 
-    def reliability(self) -> tuple[float | None, tuple[tuple[float, float, int], ...]]:
-        """Brier score of the confidences so far, and (mean confidence, share accepted, count) by bins."""
-        return None, ()
-
     def horizon_factor(self) -> float:
         """Shortens the horizon, in (0, 1]."""
         return 1.0

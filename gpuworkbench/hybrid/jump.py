@@ -8,8 +8,8 @@ import time
 from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
-from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.components import Outcome
+from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.controller import Jump
 from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
@@ -41,7 +41,6 @@ class Jumper:
         jump: Jump,
         confidence: float | None,
         predicted_loss: float | None,
-        reliability: tuple[float | None, tuple[tuple[float, float, int], ...]] = (None, ()),
         cosine: float | None = None,
     ) -> Outcome:
         """Returns what became of it. The duration in the event feeds the screen only."""
@@ -73,8 +72,6 @@ class Jumper:
             accepted=accepted,
             delta_norm=delta_norm,
             cosine=cosine,
-            brier=reliability[0],
-            reliability=reliability[1],
             duration_s=time.perf_counter() - started_s,
         )
         return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, jump.exploration)

@@ -11,8 +11,6 @@ import torch
 from gpuworkbench.errors import CheckpointError
 from gpuworkbench.parts import Part, check_names
 
-Plain = bool | int | float | str | list | dict | None
-
 
 class PlainState:
     """A Stateful whose state is the attributes of `NAMES` (JSON values) and `TENSORS` (tensors, loaded in place), and

@@ -19,15 +19,15 @@ from gpuworkbench.errors import CheckpointError
 from gpuworkbench.events.schema import ConfigChanged, Correction, Divergence, MicroCorrection
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.hybrid.acceptance import AcceptanceRate
-from gpuworkbench.hybrid.advice.monitor import CUT, RECOVERY_STEPS, SHORT_STEPS
 from gpuworkbench.hybrid.advice.make import make_advice
+from gpuworkbench.hybrid.advice.monitor import CUT, RECOVERY_STEPS, SHORT_STEPS
 from gpuworkbench.hybrid.advice.shadow import ShadowAdvice
 from gpuworkbench.hybrid.body import Body
 from gpuworkbench.hybrid.components import NoAdvice, Plan
-from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.context import BadStep, HybridContext
 from gpuworkbench.hybrid.controller import CORRECT, FULL, PREDICT, WARMUP, Jump, Move, PhaseController, Situation
 from gpuworkbench.hybrid.damping import damp_moments
+from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.jump import Jumper
 from gpuworkbench.hybrid.loss_trend import LossTrend
 from gpuworkbench.hybrid.predictors.base import Predictor
@@ -222,7 +222,7 @@ class HybridTrainer:
         confidence = self._confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)
-        outcome = self.jumper.jump(jump, confidence, predicted, self.dynamics.reliability(), self.residuals.cosine())
+        outcome = self.jumper.jump(jump, confidence, predicted, self.residuals.cosine())
         accepted = outcome.accepted
         self.acceptance.note(accepted)
         for component in self._components():

@@ -1,4 +1,4 @@
-"""The judges beside a real training: their actions happen, they resume bit for bit, and nothing of them is forgotten."""
+"""The judges beside a real training: their actions happen, and they resume bit for bit."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_predictions_that_are_wrong_again_and_again_reset_the_predictor() -> Non
 
 
 def test_a_level_that_lasts_is_not_told_each_step() -> None:
-    found = alarms(noise(300), lambda step, loss, norm: (loss, norm * 20.0**(step >= 100)))
+    found = alarms(noise(300), lambda step, loss, norm: (loss, norm * 20.0 ** (step >= 100)))
     assert 1 <= len(found) <= 4
 
 

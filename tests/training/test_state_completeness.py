@@ -384,7 +384,14 @@ def test_no_part_of_the_advice_is_forgotten(local: LocalRuns, monkeypatch: pytes
     monkeypatch.setattr(dynamics_model, "WARM_SEQUENCES", 1)
     monkeypatch.setattr(dynamics_replay, "BURN_IN", 2)
     switches = dict.fromkeys(("hybrid.dynamics", "hybrid.corrector", "hybrid.bandit", "hybrid.auto_tuning"), True)
-    sets = {**SETS, **HYBRID, **switches, "hybrid.predictor": "subspace", "train.max_steps": 45, "eval.interval_steps": 45}
+    sets = {
+        **SETS,
+        **HYBRID,
+        **switches,
+        "hybrid.predictor": "subspace",
+        "train.max_steps": 45,
+        "eval.interval_steps": 45,
+    }
     run = local.open(local.create("advice", sets))
     assert forgotten(run, lambda: train_and_change(run)) == []
     assert run.parts["hybrid_dynamics"].state().values["model.updates"] > 0

@@ -1,4 +1,4 @@
-"""The corrector beside a training: every few steps it notes what would be predicted now, and learns what that missed."""
+"""The corrector beside a training: it notes what would be predicted now and then, and learns what that missed."""
 
 from __future__ import annotations
 

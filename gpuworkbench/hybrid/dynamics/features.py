@@ -7,6 +7,7 @@ learning rate and its slope, progress, and the phase. All in logarithms, since a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ class Features(PlainState):
         self.trend.push(log_loss)
         self.loss.push(log_loss)
         self.gradient.push(log_norm)
-        signals = signals._replace(**{name: 0.0 for name in MOMENTS if math.isnan(getattr(signals, name))})
+        known: dict[str, Any] = {name: 0.0 for name in MOMENTS if math.isnan(getattr(signals, name))}
+        signals = signals._replace(**known)
         vector = np.asarray(self._scales(signals, log_norm, log_lr), dtype=np.float64)
         self.latest.numpy()[:] = vector
         weight = 1.0 / self.count
@@ -100,7 +102,7 @@ class Features(PlainState):
         return [*scales, signals.step / max(signals.max_steps, 1), *phases]
 
     def normalized(self, vectors: np.ndarray) -> np.ndarray:
-        """(..., N_FEATURES): scales as deviations from what was seen so far, clipped; progress and phase as they are."""
+        """(..., N_FEATURES): scales as deviations from what was seen so far, clipped; the rest as it is."""
         mean, square = self.mean.numpy(), self.square.numpy()
         sd = np.sqrt(np.maximum(square - mean * mean, 0.0))
         n = len(SCALES)

@@ -115,7 +115,7 @@ class Dynamics(PlainState):
         return max(self.miss.sd, 1e-6)
 
     def misses(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of what the trend will miss at each of the AHEAD ticks, in log-loss (mixture of members)."""
+        """Mean and deviation of what the trend will miss at each of the AHEAD ticks, in log-loss (a mixture)."""
         with torch.no_grad():
             model = self._model(self.flat)
             states = model.imagine(model.filter(self._inputs(self.replay.recent()[None])), AHEAD)
