@@ -18,7 +18,7 @@ class Outcome(NamedTuple):
     probe_before: float
     probe_after: float
     probes: int
-    exploration: bool = False
+    seconds: float = 0.0  # of the whole jump; nothing in exact mode reads them
 
 
 class Plan(NamedTuple):

@@ -41,6 +41,14 @@ class Costs:
             before = self.seconds.get(kind, seconds)
             self.seconds[kind] = self.DECAY * before + (1.0 - self.DECAY) * seconds
 
+    def of_jump(self, probes: int, seconds: float) -> float:
+        """A jump's cost in true steps: its seconds in fast mode once a step's are known, else by the table (a snapshot,
+        a move, an undo or the next snapshot are three copies)."""
+        step_s = self.seconds.get("step", 0.0)
+        if not self.is_exact and step_s > 0.0 and seconds > 0.0:
+            return seconds / step_s
+        return self.of(probe=float(probes), copy=3.0)
+
     def of(self, **times: float) -> float:
         """The cost of so many of each kind, in true steps: `of(probe=2, copy=1)`."""
         step_s = self.seconds.get("step", 0.0)

@@ -67,8 +67,8 @@ ACTIONS: dict[Level, tuple[str, ...]] = {
 
 class DivergenceMonitor(PlainState):
     """Watches true steps. The unit of the loss tests is the deviation of a single loss around its trend, so that a
-    steep start does not widen it. `threshold` is `hybrid.divergence_threshold`: standard deviations of a single loss by which
-    the mean of the last SHORT_STEPS losses may exceed the running level.
+    steep start does not widen it. `threshold` is `hybrid.divergence_threshold`: standard deviations
+    of a single loss by which the mean of the last SHORT_STEPS losses may exceed the running level.
 
     The mean of 8 has a standard error of 0.35 deviations, so 2.5 deviations are 7 standard errors.
     """

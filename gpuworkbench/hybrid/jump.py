@@ -43,7 +43,7 @@ class Jumper:
         predicted_loss: float | None,
         cosine: float | None = None,
     ) -> Outcome:
-        """Returns what became of it. The duration in the event feeds the screen only."""
+        """Returns what became of it. No decision of exact mode reads the duration."""
         started_s, step = time.perf_counter(), self.context.step()
         if self.undo.step != step:
             self.undo.save(step)
@@ -72,9 +72,9 @@ class Jumper:
             accepted=accepted,
             delta_norm=delta_norm,
             cosine=cosine,
-            duration_s=time.perf_counter() - started_s,
+            duration_s=(seconds := time.perf_counter() - started_s),
         )
-        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, jump.exploration)
+        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, seconds)
 
     def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss, int]:
         """Move the weights as far as it goes; returns how many virtual steps that stands for, the probe there, and

@@ -82,7 +82,7 @@ class HybridTrainer:
         self.dynamics, self.monitor, self.corrector = advice.dynamics, advice.monitor, advice.corrector
         self.bandit, self.tuner = advice.bandit, advice.tuner
         self.residuals = ShadowAdvice(self.body, hybrid) if hybrid.corrector else NoAdvice()
-        self.predictor.advised_by(self.dynamics, self.corrector)
+        self.predictor.advised_by(self.dynamics)
         context.phases.current = self.controller.phase
 
     # What the training loop calls
@@ -131,7 +131,8 @@ class HybridTrainer:
         """A true step was taken; its scalars may still be on the card."""
         self.controller.stepped()
         self._observe_weights()
-        self.residuals.after_step(self.predictor, self.context.step(), self.controller)
+        for component in (self.residuals, self.bandit):
+            component.after_step(self.predictor, self.context.step(), self.controller)
 
     def observe(self, signals: StepSignals) -> None:
         """The scalars of a true step, in order."""

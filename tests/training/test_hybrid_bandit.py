@@ -114,6 +114,8 @@ def test_exact_costs_ignore_the_clock_and_stay_with_the_run() -> None:
         costs.note("probe", 0.1)
     assert exact.of(probe=2, copy=1) == pytest.approx(2 * table["probe"] + table["copy"])
     assert fast.of(probe=2, copy=1) == pytest.approx(2 * 0.5 + table["copy"])
+    assert exact.of_jump(2, seconds=9.0) == pytest.approx(2 * table["probe"] + 3 * table["copy"])
+    assert fast.of_jump(2, seconds=0.3) == pytest.approx(1.5)
     other = Costs(cost_table(7, 7, 7, 7), is_exact=True)
     other.load(exact.state())
     assert other.of(probe=1) == exact.of(probe=1)

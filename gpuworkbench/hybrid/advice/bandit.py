@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from gpuworkbench.hybrid.bandit import OFF, Arm, LinUcb, advantage, context_of
@@ -38,6 +39,16 @@ class BanditAdvice(PlainState, NoAdvice):
         self.lr, self.top_lr, self.progress = 0.0, 0.0, 0.0
         self.waiting = False  # for the window of a jump that stands
         self.told: list[Any] = []  # news
+        self._last_s: float | None = None
+
+    def after_step(self, predictor: object, step: int, controller: object) -> None:
+        """Fast mode: what a true step costs, from one to the next."""
+        if self.costs.is_exact:
+            return
+        now = time.perf_counter()
+        if self._last_s is not None:
+            self.costs.note("step", now - self._last_s)
+        self._last_s = now
 
     def observe(self, signals: StepSignals) -> None:
         """A true step; perhaps the last of the window that decides what the last jump was worth."""
@@ -68,7 +79,8 @@ class BanditAdvice(PlainState, NoAdvice):
         """One jump of the prediction: its cost counts whether it stands or not."""
         if self.waiting:
             self._cancel()
-        self.cost += self.costs.of(probe=float(outcome.probes), copy=3.0)  # snapshot, move, undo or next snapshot
+        self._last_s = None  # the time to the next step holds the jump
+        self.cost += self.costs.of_jump(outcome.probes, outcome.seconds)
         if outcome.accepted:
             self.meter.jumped()
             self.waiting = True

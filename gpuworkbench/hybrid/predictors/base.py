@@ -33,8 +33,8 @@ class Predictor:
         self.slots: dict[str, dict[str, Tensor]] = {}
         self.numbers: dict[str, int] = {}
 
-    def advised_by(self, dynamics: NoAdvice, corrector: NoAdvice) -> None:
-        """Who may be asked; most predictors ask nobody."""
+    def advised_by(self, dynamics: NoAdvice) -> None:
+        """Whose state may be read; most predictors ask nobody."""
 
     def observe(self, step: int, until_jump: int) -> None:
         """`step` true steps are done. A jump can follow after `until_jump` further ones (0: now).

@@ -125,7 +125,7 @@ class LearnedPredictor(LinearPredictor):
         self.dynamics = NoAdvice()
         super().__init__(body, config, seed)
 
-    def advised_by(self, dynamics: NoAdvice, corrector: NoAdvice) -> None:
+    def advised_by(self, dynamics: NoAdvice) -> None:
         """The model whose state is read."""
         self.dynamics = dynamics
 
