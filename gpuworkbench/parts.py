@@ -27,6 +27,7 @@ class Part:
     finite: frozenset[str] = frozenset()
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What can be saved and restored. `version` changes when the meaning of the content does."""
 

@@ -77,6 +77,13 @@ PREDICTORS: Mapping[str, PredictorEntry] = {
     "line_jump": PredictorEntry(
         "gpuworkbench.config.predictors:LINE_JUMP", "gpuworkbench.hybrid.predictors.line_jump:LineJump"
     ),
+    "linear": PredictorEntry(
+        "gpuworkbench.config.predictors:LINEAR", "gpuworkbench.hybrid.predictors.learned:LinearPredictor"
+    ),
+    "mlp": PredictorEntry("gpuworkbench.config.predictors:MLP", "gpuworkbench.hybrid.predictors.learned:MlpPredictor"),
+    "learned": PredictorEntry(
+        "gpuworkbench.config.predictors:LEARNED", "gpuworkbench.hybrid.predictors.learned:LearnedPredictor"
+    ),
     "subspace": PredictorEntry(
         "gpuworkbench.config.predictors:SUBSPACE", "gpuworkbench.hybrid.predictors.subspace:Subspace"
     ),

@@ -72,6 +72,9 @@ def _in_backward(config: RunConfig) -> Iterator[Rule]:
     if train.grad_clip_norm > 0:
         what = f"updates before the global norm is known, which train.grad_clip_norm = {train.grad_clip_norm:g} needs"
         yield Rule(key, what, "set train.grad_clip_norm = 0, or leave it out")
+    if config.hybrid.enabled and config.hybrid.auto_tuning:
+        what = "updates before the norm is known that hybrid.auto_tuning clips to"
+        yield Rule(key, what, "set hybrid.auto_tuning = false, or leave it out")
     for name in PRECISIONS:
         if getattr(config.memory, name) == "fp16":
             what = f"updates before the loss scaler of memory.{name} = 'fp16' has looked at the gradients"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Rule = Literal["improve", "guard"]
 GUARD_STANDARD_ERRORS = 2.0  # a guarded jump is undone beyond this many; about 1 of 40 harmless ones is, by chance
+SHADOW_BYTES = 8  # a parameter
 MAX_DISPLACEMENTS = 5  # of `subspace`, per layer group
 
 
@@ -54,6 +55,10 @@ SUBSPACE = PredictorSpec(
     "improve",
     lambda _config: 4 * (MAX_DISPLACEMENTS + 1),
 )
+_BYTES = SUBSPACE.bytes_per_parameter
+LINEAR = PredictorSpec("the path's average, its next looks by least squares from hindsight", "improve", _BYTES)
+MLP = PredictorSpec("the path's average, its next looks by a small network from hindsight", "improve", _BYTES)
+LEARNED = PredictorSpec("the path's average, its next looks by the dynamics model's state", "improve", _BYTES)
 
 
 def spec_of(name: str) -> PredictorSpec:
@@ -63,8 +68,12 @@ def spec_of(name: str) -> PredictorSpec:
 
 
 def predictor_state_bytes(config: HybridConfig, n_trainable: int) -> int:
-    """Bytes that the predictor keeps for `n_trainable` parameters, undo copies left out; 0 where it is off."""
-    return spec_of(config.predictor).bytes_per_parameter(config) * n_trainable if config.enabled else 0
+    """Bytes that the predictor keeps for `n_trainable` parameters, undo copies left out; 0 where it is off.
+
+    With the corrector, a shadow proposal and the weights it began at are kept beside for a part of each full phase.
+    """
+    shadow = SHADOW_BYTES if config.corrector else 0
+    return (spec_of(config.predictor).bytes_per_parameter(config) + shadow) * n_trainable if config.enabled else 0
 
 
 def undo_bytes(config: HybridConfig, weight_bytes: int, optimizer_bytes: int) -> int:

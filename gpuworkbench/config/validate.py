@@ -112,9 +112,9 @@ def _hybrid(config: RunConfig) -> Iterator[Problem]:
         fix = f"did you mean {close!r}? " if close else ""
         choices = ", ".join(sorted(registry.PREDICTORS))
         yield Problem("hybrid.predictor", f"{hybrid.predictor!r} is not known", f"{fix}choices: {choices}")
-    for key in ("dynamics", "corrector", "bandit", "auto_tuning"):
-        if getattr(hybrid, key):
-            yield Problem(f"hybrid.{key}", "this version trains without it", f"set hybrid.{key} = false")
+    if hybrid.predictor == "learned" and not hybrid.dynamics:
+        fix = "set hybrid.dynamics = true, or use hybrid.predictor = linear"
+        yield Problem("hybrid.predictor", "'learned' reads the dynamics model, which is off", fix)
     if not hybrid.exploration:
         yield Problem("hybrid.exploration", "0, so that nothing is ever predicted", "set it to 1 or more")
 

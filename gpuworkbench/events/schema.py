@@ -210,6 +210,7 @@ class ConfigChanged(Event, frozen=True, kw_only=True, tag="config_changed"):
     key: str
     old: Any
     new: Any
+    reason: str = ""  # where the trainer changed it by itself
 
 
 class ControlAck(Event, frozen=True, kw_only=True, tag="control_ack"):

@@ -48,7 +48,8 @@ class Situation(NamedTuple):
 
     `confidence`: probability that a jump is accepted, None while nothing is known. `remaining_steps`: true steps until
     the run's end. `blocked`: why no prediction may be made now ("": it may). `diverged`: what went wrong since the
-    last decision ("": nothing); it forces a full phase. `horizon_factor` in (0, 1] shortens the horizon.
+    last decision ("": nothing); it forces a full phase. `horizon_factor` in (0, 1] shortens the horizon; `horizon`
+    is the one to take instead of the rule's, where somebody chose it.
     """
 
     confidence: float | None
@@ -56,6 +57,7 @@ class Situation(NamedTuple):
     blocked: str = ""
     diverged: str = ""
     horizon_factor: float = 1.0
+    horizon: int | None = None
 
 
 @dataclass
@@ -162,7 +164,7 @@ class PhaseController:
             return self._enter(FULL, "no prediction has been judged yet")
         if not explores and confidence is not None and confidence < config.confidence_threshold:
             return self._enter(FULL, f"confidence {confidence:.2f} is below {config.confidence_threshold:.2f}")
-        jumps = self.jumps_of(self.horizon(None if explores else confidence, situation.horizon_factor))
+        jumps = self.jumps_of(self._horizon_in(situation, None if explores else confidence))
         needed = len(jumps) - 1 + config.correct_steps + 1  # judged before the last step
         if situation.remaining_steps < needed:
             return self._enter(FULL, f"too near the end: a prediction and its correction take {needed} steps")
@@ -173,6 +175,16 @@ class PhaseController:
             of = f"exploration {state.predictions} of {config.exploration}, the confidence gate is bypassed"
             return self._enter(PREDICT, f"{of}; {horizon}", jumps, is_exploring=True)
         return self._enter(PREDICT, f"confidence {confidence:.2f}; {horizon}", jumps)
+
+    def chooses(self) -> bool:
+        """Whether a prediction may begin now, if all else allows it."""
+        return self.phase in (FULL, CORRECT) and self.is_due()
+
+    def _horizon_in(self, situation: Situation, confidence: float | None) -> int:
+        if situation.horizon is None or self.averages:
+            return self.horizon(confidence, situation.horizon_factor)
+        chosen = math.floor(situation.horizon * situation.horizon_factor + 0.5)
+        return max(1, min(self.config.max_predict_steps, chosen))
 
     def horizon(self, confidence: float | None, factor: float = 1.0) -> int:
         """Virtual steps of the coming prediction: more with confidence, fewer after predictions in a row.

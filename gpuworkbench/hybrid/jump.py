@@ -8,6 +8,7 @@ import time
 from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.components import Outcome
 from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.controller import Jump
 from gpuworkbench.hybrid.predictors.base import Predictor
@@ -35,14 +36,20 @@ class Jumper:
         self.probe = probe
         self.undo = undo
 
-    def jump(self, jump: Jump, confidence: float | None, predicted_loss: float | None) -> bool:
-        """Returns whether it stands. The duration in the event feeds the screen only."""
+    def jump(
+        self,
+        jump: Jump,
+        confidence: float | None,
+        predicted_loss: float | None,
+        cosine: float | None = None,
+    ) -> Outcome:
+        """Returns what became of it. No decision of exact mode reads the duration."""
         started_s, step = time.perf_counter(), self.context.step()
         if self.undo.step != step:
             self.undo.save(step)
         self._tell_strategies(jump.virtual_steps)
         before = self.probe.loss()
-        horizon, after = self._move(jump.virtual_steps, before, step)
+        horizon, after, probes = self._move(jump.virtual_steps, before, step)
         accepted = is_accepted(self.spec.rule, before, after)
         delta_norm = self.body.moved()
         if accepted:
@@ -64,29 +71,32 @@ class Jumper:
             probe_after=after.mean,
             accepted=accepted,
             delta_norm=delta_norm,
-            duration_s=time.perf_counter() - started_s,
+            cosine=cosine,
+            duration_s=(seconds := time.perf_counter() - started_s),
         )
-        return accepted
+        return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, seconds)
 
-    def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss]:
-        """Move the weights as far as it goes; returns how many virtual steps that stands for, and the probe there."""
+    def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss, int]:
+        """Move the weights as far as it goes; returns how many virtual steps that stands for, the probe there, and
+        how often the probe was asked."""
         if not self.spec.doubles:
-            return longest, self._try(longest, step)
-        best, horizon, trial = before, 0, 1
+            return longest, self._try(longest, step), 1
+        best, horizon, trial, probes = before, 0, 1, 0
         while True:
             after = self._try(trial, step)
+            probes += 1
             if not (math.isfinite(after.mean) and after.mean < best.mean):
                 break
             best, horizon = after, trial
             if trial == longest:
-                return horizon, best
+                return horizon, best, probes
             trial = min(2 * trial, longest)
             self.undo.restore_weights()
         if horizon == 0:
-            return trial, after
+            return trial, after, probes
         self.undo.restore_weights()
         self._propose(horizon, step)
-        return horizon, best
+        return horizon, best, probes
 
     def _try(self, horizon: int, step: int) -> ProbeLoss:
         self._propose(horizon, step)

@@ -11,6 +11,16 @@ from gpuworkbench.parts import Stateful
 class NoHybrid:
     """What the training loop calls where there is no prediction; see HybridTrainer."""
 
+    stop_reason = ""
+
+    def skips(self, loss: Tensor, grad_norm: Tensor) -> bool:
+        """Every update is done."""
+        return False
+
+    def clip_norm(self, configured: float) -> float:
+        """As configured."""
+        return configured
+
     def announcement(self, remaining_steps: int) -> tuple[str, int]:
         """Why the phase is what it is, and its planned true steps."""
         return "every step is a full step", remaining_steps

@@ -39,10 +39,10 @@ class Watches(Protocol):
 def moment_statistics(optimizer: torch.optim.Optimizer, device: torch.device) -> Tensor:
     """Mean and standard deviation of all first and of all second moments, (4,) fp32 on `device`, without a sync."""
     parts = []
+    # In the groups' order: that of `state` is another after a resume, and so would the sums' last bits be.
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     for keys in (FIRST_MOMENTS, SECOND_MOMENTS):
-        moments = [
-            state[key] for state in optimizer.state.values() for key in keys if isinstance(state.get(key), Tensor)
-        ]
+        moments = [state[key] for state in states for key in keys if isinstance(state.get(key), Tensor)]
         moments = [moment for moment in moments if moment.is_floating_point() and moment.device.type == device.type]
         if not moments:
             parts.append(torch.full((2,), math.nan, device=device))

@@ -16,13 +16,18 @@ from torch import Tensor
 from gpuworkbench import registry
 from gpuworkbench.config.predictors import spec_of
 from gpuworkbench.errors import CheckpointError
-from gpuworkbench.events.schema import Correction, Divergence, MicroCorrection
+from gpuworkbench.events.schema import ConfigChanged, Correction, Divergence, MicroCorrection
+from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.hybrid.acceptance import AcceptanceRate
+from gpuworkbench.hybrid.advice.make import make_advice
+from gpuworkbench.hybrid.advice.monitor import CUT, RECOVERY_STEPS, SHORT_STEPS
+from gpuworkbench.hybrid.advice.shadow import ShadowAdvice
 from gpuworkbench.hybrid.body import Body
-from gpuworkbench.hybrid.components import NoAdvice
+from gpuworkbench.hybrid.components import NoAdvice, Plan
 from gpuworkbench.hybrid.context import BadStep, HybridContext
 from gpuworkbench.hybrid.controller import CORRECT, FULL, PREDICT, WARMUP, Jump, Move, PhaseController, Situation
 from gpuworkbench.hybrid.damping import damp_moments
+from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.jump import Jumper
 from gpuworkbench.hybrid.loss_trend import LossTrend
 from gpuworkbench.hybrid.predictors.base import Predictor
@@ -66,12 +71,19 @@ class HybridTrainer:
         self.acceptance = AcceptanceRate()
         self.watch: Watch | None = None  # the jump that true steps are still to judge
         self.owes_damping = False
-        self.dynamics = NoAdvice()
-        self.monitor = NoAdvice()
-        self.residuals = NoAdvice()
-        self.corrector = NoAdvice()
-        self.bandit = NoAdvice()
-        self.tuner = NoAdvice()
+        self.stop_reason = ""  # why the run must end here, with a checkpoint
+        advice = make_advice(
+            context.config,
+            self.spec,
+            n_params=self.body.n_elements,
+            weight_bytes=sum(p.nbytes for p in self.body.parameters.values()),
+            device=context.device,
+            predict=self._uncorrected_loss,
+        )
+        self.dynamics, self.monitor, self.corrector = advice.dynamics, advice.monitor, advice.corrector
+        self.bandit, self.tuner = advice.bandit, advice.tuner
+        self.residuals = ShadowAdvice(self.body, hybrid) if hybrid.corrector else NoAdvice()
+        self.predictor.advised_by(self.dynamics)
         context.phases.current = self.controller.phase
 
     # What the training loop calls
@@ -83,11 +95,12 @@ class HybridTrainer:
 
     def before_step(self) -> BadStep | None:
         """Decide and jump, until a true step is next; returns a non-finite step that came to light."""
-        while self.controller.is_due():
+        self._tell_news()
+        while self.controller.is_due() or self.monitor.has_verdicts:
             bad = self.context.flush()
             if bad is not None:
                 return bad
-            diverged = self._judge() or self.monitor.diverged()
+            diverged = self._act(self.monitor.verdicts()) or self._judge()
             action = self.controller.next(self._situation(diverged))
             if action is None:
                 return None
@@ -95,7 +108,21 @@ class HybridTrainer:
                 self._enter(action)
             else:
                 self._jump(action)
+            self._tell_news()
         return None
+
+    def skips(self, loss: Tensor, grad_norm: Tensor) -> bool:
+        """Whether the coming update must be left out. On a card only where the scalars of each step are read anyway;
+        never where backward has made it already."""
+        config = self.context.config
+        reads = self.context.device.type == "cpu" or config.train.log_interval_steps == 1
+        if not (reads and self.monitor.reads_each_step) or config.memory.optimizer_in_backward:
+            return False
+        return self.monitor.skips(self.context.step() + 1, float(loss), float(grad_norm))
+
+    def clip_norm(self, configured: float) -> float:
+        """The norm that the coming gradients are clipped to."""
+        return self.tuner.clip_norm(configured)
 
     def before_update(self) -> None:
         """The optimizer's state is where it computes, and a true step begins."""
@@ -107,6 +134,8 @@ class HybridTrainer:
         """A true step was taken; its scalars may still be on the card."""
         self.controller.stepped()
         self._observe_weights()
+        for component in (self.residuals, self.bandit):
+            component.after_step(self.predictor, self.context.step(), self.controller)
 
     def observe(self, signals: StepSignals) -> None:
         """The scalars of a true step, in order."""
@@ -127,7 +156,10 @@ class HybridTrainer:
         return moment_statistics(self.context.optimizer, self.context.device)
 
     def survives(self, bad: BadStep) -> bool:
-        """Whether a non-finite step was a jump's fault and is undone: weights and optimizer are those before it."""
+        """Whether a non-finite step did no harm: its update was left out, or it was a jump's fault and is undone, with
+        weights and optimizer as before the jump."""
+        if self.monitor.was_skipped(bad.step):
+            return True
         if self.undo.step is None:
             return False
         went_back_to = self.undo.step
@@ -152,13 +184,17 @@ class HybridTrainer:
     # Decisions
 
     def _situation(self, diverged: str) -> Situation:
-        step = self.context.step()
+        step, confidence = self.context.step(), self._confidence()
+        blocked, plan = self._blocked(step), Plan()
+        if not blocked and self.controller.chooses():
+            plan = self.bandit.plan(step, confidence)
         return Situation(
-            confidence=self._confidence(),
+            confidence=confidence,
             remaining_steps=self.context.max_steps - step,
-            blocked=self._blocked(step),
+            blocked=blocked or plan.blocked,
             diverged=diverged,
             horizon_factor=self.monitor.horizon_factor(),
+            horizon=plan.horizon,
         )
 
     def _confidence(self) -> float | None:
@@ -169,7 +205,7 @@ class HybridTrainer:
         begin, end = self.spec.window
         if not begin <= step / self.context.max_steps <= end:
             return f"{self.config.predictor} is off outside of {begin:.0%} to {end:.0%} of the run"
-        return self.predictor.ready() or self.bandit.blocked()
+        return self.predictor.ready()
 
     def _enter(self, move: Move) -> None:
         step = self.context.step()
@@ -190,8 +226,11 @@ class HybridTrainer:
         confidence = self._confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)
-        accepted = self.jumper.jump(jump, confidence, predicted)
+        outcome = self.jumper.jump(jump, confidence, predicted, self.residuals.cosine())
+        accepted = outcome.accepted
         self.acceptance.note(accepted)
+        for component in self._components():
+            component.judged(outcome)
         if accepted:
             self.watch = Watch(limit if math.isfinite(limit) else None, predicted)
             self.owes_damping = self.config.moment_damping < 1
@@ -199,10 +238,13 @@ class HybridTrainer:
             self.undo.drop()
         self.controller.jumped(accepted=accepted)
 
-    def _predicted_loss(self, steps: int) -> float | None:
+    def _uncorrected_loss(self, steps: int) -> float | None:
         known = self.dynamics.predicted_loss(steps)
-        predicted = self.trend.predicted(steps) if known is None else known
-        return None if predicted is None else self.corrector.corrected_loss(predicted)
+        return self.trend.predicted(steps) if known is None else known
+
+    def _predicted_loss(self, steps: int) -> float | None:
+        predicted = self._uncorrected_loss(steps)
+        return None if predicted is None else self.corrector.corrected_loss(predicted, steps)
 
     def _judge(self) -> str:
         """Compare the true steps since the last jump with what went before it; returns why it was undone, or ""."""
@@ -212,6 +254,8 @@ class HybridTrainer:
         actual = watch.mean_loss()
         rolled_back = self.undo.step is not None and watch.limit is not None and actual > watch.limit
         self._tell_judgement(actual, rolled_back=rolled_back)
+        if math.isfinite(actual):
+            self.monitor.predicted(watch.predicted, actual)
         self.watch = None
         if not rolled_back:
             return ""
@@ -236,6 +280,56 @@ class HybridTrainer:
         self.owes_damping = False
         self.predictor.rejected()
         self.acceptance.revoke()
+        for component in self._components():
+            component.undone()
+
+    def _act(self, verdicts: list[Verdict]) -> str:
+        """Do what verdicts ask for and tell what was done; returns why a full phase is forced, or ""."""
+        forced = ""
+        for verdict in verdicts:
+            done = [text for action in verdict.actions if (text := self._do(action))]
+            self.monitor.acted(verdict.actions)
+            if "force_full" in verdict.actions and self.controller.phase != WARMUP:
+                forced = f"{verdict.signal} ({verdict.level.name})"
+                done.append("a full phase is forced")
+            self.context.emit(
+                Divergence,
+                step=self.context.step(),
+                level=verdict.level.name,
+                signal=verdict.signal,
+                value=verdict.value,
+                threshold=verdict.threshold,
+                action="; ".join(done) or "none",
+            )
+        return forced
+
+    def _do(self, action: str) -> str:
+        """One action of a verdict; returns what was done, in words."""
+        if action == "rollback" and self.undo.step is not None:
+            before = self.undo.step
+            self._roll_back()
+            self.watch = None
+            return f"rolled back to the weights and optimizer before the jump at step {before}"
+        if action == "predictor_reset":
+            self.predictor.reset()
+            return "the predictor forgets what it saw"
+        if action == "stop":
+            self.stop_reason = "the divergence monitor stopped the run: it stays critical"
+            return "the run stops with a checkpoint"
+        words = {
+            "lr_cut": f"learning rate times {CUT:g}, restored within {RECOVERY_STEPS} steps",
+            "shorter_horizon": f"horizons halved for {SHORT_STEPS} steps",
+            "skip_batch": "the update was skipped",
+        }
+        return words.get(action, "")
+
+    def _tell_news(self) -> None:
+        """Emit what advisers did: switches of the bandit, changes by auto-tuning."""
+        step = self.context.step()
+        for code, message in self.bandit.news():
+            self.context.emit(WarningEvent, step=step, code=code, message=message)
+        for key, old, new, reason in self.tuner.changes():
+            self.context.emit(ConfigChanged, step=step, key=key, old=old, new=new, reason=reason)
 
     # State
 
@@ -244,7 +338,16 @@ class HybridTrainer:
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds of it."""
-        return {"hybrid": self, "hybrid_undo": self.undo, "predictor": self.predictor}
+        advice = {
+            "hybrid_dynamics": self.dynamics,
+            "hybrid_monitor": self.monitor,
+            "hybrid_residuals": self.residuals,
+            "hybrid_corrector": self.corrector,
+            "hybrid_bandit": self.bandit,
+            "hybrid_tuner": self.tuner,
+        }
+        stateful = {name: piece for name, piece in advice.items() if isinstance(piece, Stateful)}
+        return {"hybrid": self, "hybrid_undo": self.undo, "predictor": self.predictor, **stateful}
 
     def state(self) -> Part:
         """Decisions so far and what they rest on."""

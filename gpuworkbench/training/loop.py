@@ -22,6 +22,7 @@ from gpuworkbench.hybrid.context import BadStep
 from gpuworkbench.models.generate import generate
 from gpuworkbench.training.activity import Activity
 from gpuworkbench.training.batches import validation_batches
+from gpuworkbench.training.controls import StopRequested
 from gpuworkbench.training.evaluate import Validation, evaluate, note_validation, should_stop_early
 from gpuworkbench.training.lr_schedule import lr_multiplier
 from gpuworkbench.training.memory_errors import first_line, is_out_of_memory, let_go
@@ -67,6 +68,8 @@ def train_one_step(run: TrainingRun) -> BadStep | None:
     run.activity = Activity.BETWEEN_STEPS
     if bad is not None:
         return bad
+    if run.hybrid.stop_reason:
+        raise StopRequested(run.hybrid.stop_reason)
     lr = set_learning_rate(run, progress.step + 1)
     run.draws = run.parts["rng"].state()
     loss, grad_norm, scored = optimizer_step(run)
@@ -186,12 +189,14 @@ def optimizer_step(run: TrainingRun) -> tuple[torch.Tensor, torch.Tensor, torch.
     run.activity = Activity.BACKWARD
     run.scaler.unscale_(run.optimizer)
     known = next((norm for strategy in run.strategies if (norm := strategy.grad_norm()) is not None), None)
-    grad_norm = clip_grad_norm(run.model, run.config.train.grad_clip_norm) if known is None else known
+    max_norm = run.hybrid.clip_norm(run.config.train.grad_clip_norm)
+    grad_norm = clip_grad_norm(run.model, max_norm) if known is None else known
     run.activity = Activity.OFFLOAD
     for strategy in run.strategies:
         strategy.before_update()
     run.activity = Activity.UPDATE
-    run.scaler.step(run.optimizer)
+    if not run.hybrid.skips(total / accum if scored is None else total, grad_norm):
+        run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     for strategy in run.strategies:

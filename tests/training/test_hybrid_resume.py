@@ -26,12 +26,19 @@ SETS: dict[str, Any] = {
     "eval.interval_steps": 13,
 }
 TOLD = ("prediction", "correction", "micro_correction", "phase_changed", "step", "eval", "divergence")
-ALWAYS_UNDONE = {"random", "ema_trend", "subspace"}  # here; what they propose is tested where it must win
+ALWAYS_UNDONE = {
+    "random",
+    "ema_trend",
+    "subspace",
+    "linear",
+    "mlp",
+    "learned",
+}  # here; what they propose is tested where it must win
 CLOCKS = {"seq", "time_unix_s", "mono_s", "attempt", "duration_s", "step_time_s", "tokens_per_s"}
 
 
 def sets(predictor: str) -> dict[str, Any]:
-    return {**SETS, "hybrid.predictor": predictor}
+    return {**SETS, "hybrid.predictor": predictor, "hybrid.dynamics": predictor == "learned"}
 
 
 def told(local: LocalRuns, paths: RunPaths) -> list[dict[str, Any]]:

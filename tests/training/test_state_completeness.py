@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from gpuworkbench import registry
+from gpuworkbench.hybrid.dynamics import model as dynamics_model
+from gpuworkbench.hybrid.dynamics import replay as dynamics_replay
 from gpuworkbench.parts import Part
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.loop import train, train_one_step
@@ -34,6 +36,8 @@ WITHOUT_A_PART = {
     r"run\.controls\.obey.*\.<is_done>": "these tests' own",
     r"run\.strategies\[\d+\]\.(has_warned|phases.*)": "what the log was told of, and is to be told",
     r"run\.draws\..*": "made anew by each step",
+    r"run\.parts\[hybrid_residuals\]\.(store\.kept|slots).*": "rows of its part by field; their tensors are owned",
+    r"run\.hybrid\.residuals\.(store\.kept|slots).*": "the same",
 }
 # Tensors that no part owns.
 COPIES = {
@@ -99,6 +103,8 @@ def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
     values = run.parts["hybrid"].state().values
     found = {f"run.hybrid.controller.state.{name}" for name in values["controller"]}
     found |= {f"run.hybrid.trend.{name}" for name in values["trend"]}
+    found |= {f"run.hybrid.trend.damped.{name}" for name in values["trend"]}
+    found |= in_advice(run)
     found |= {f"run.hybrid.watch.{name}" for name in values["watch"] or ()}
     found |= {f"run.hybrid.acceptance.outcomes[{number}]" for number in range(len(values["acceptance"]["outcomes"]))}
     found |= {f"run.parts[predictor].numbers[{name}]" for name in run.parts["predictor"].state().values}
@@ -112,7 +118,36 @@ def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
     found |= {"run.phases.current", "run.parts[hybrid_undo]._copies.len()", "run.average.average.len()"}
     kinds = {name.partition("/")[0] for name in run.parts["predictor"].state().tensors}
     found |= {"run.parts[predictor].numbers.len()", "run.parts[predictor].slots.len()"}
+    found |= {"run.parts[predictor].model.count"}  # "lessons" of a learned one
     return found | {*(f"run.parts[predictor].slots[{k}].len()" for k in kinds)}
+
+
+ADVICE = ("dynamics", "monitor", "residuals", "corrector", "bandit", "tuner")
+
+
+def in_advice(run: TrainingRun) -> set[str]:
+    """Paths of the plain values of the pieces that advise the hybrid trainer: their state names attributes."""
+    found: set[str] = set()
+    for name in ADVICE:
+        part = run.parts.get(f"hybrid_{name}")
+        if part is None:
+            continue
+        for root in (f"run.hybrid.{name}", f"run.parts[hybrid_{name}]"):
+            for key, value in part.state().values.items():
+                found |= paths_within(f"{root}.{key}", value)
+                found |= paths_within(f"{root}.store.{key}", value)
+    return found
+
+
+def paths_within(path: str, value: object) -> set[str]:
+    """Paths of a JSON value's leaves and of its lengths."""
+    if isinstance(value, dict):
+        inner = [paths_within(f"{path}[{key}]", child) for key, child in value.items()]
+        return {f"{path}.len()"}.union(*inner)
+    if isinstance(value, list | tuple):
+        inner = [paths_within(f"{path}[{number}]", child) for number, child in enumerate(value)]
+        return {f"{path}.len()"}.union(*inner)
+    return {path}
 
 
 def forgotten(run: TrainingRun, work: Callable[[], object]) -> list[str]:
@@ -155,7 +190,7 @@ def test_no_part_of_the_state_is_forgotten(local: LocalRuns, optimizer: str) -> 
 
 @pytest.mark.parametrize("predictor", registry.PREDICTORS)
 def test_no_part_of_the_hybrid_trainer_is_forgotten(local: LocalRuns, predictor: str) -> None:
-    sets = {**SETS, **HYBRID, "hybrid.predictor": predictor}
+    sets = {**SETS, **HYBRID, "hybrid.predictor": predictor, "hybrid.dynamics": predictor == "learned"}
     run = local.open(local.create(f"hybrid-{predictor.replace('_', '-')}", sets))
     assert forgotten(run, lambda: train_and_change(run)) == []
     assert run.hybrid.parts()
@@ -367,4 +402,25 @@ def test_paths_are_those_of_the_run(local: LocalRuns) -> None:
     assert {"run.progress.step", "run.checkpointer.keep_last", "run.settings.overridden.len()"} <= set(seen.scalars)
     assert any(path.startswith("run.train_batches.tokens") for path in seen.arrays)
     assert isinstance(run.paths, RunPaths)
+    close(run)
+
+
+def test_no_part_of_the_advice_is_forgotten(local: LocalRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All judges on, beside a predictor that makes shadow proposals, with a dynamics model that learns every tick."""
+    monkeypatch.setattr(dynamics_model, "update_interval", lambda step_flops: 1)
+    monkeypatch.setattr(dynamics_model, "WARM_SEQUENCES", 1)
+    monkeypatch.setattr(dynamics_replay, "BURN_IN", 2)
+    switches = dict.fromkeys(("hybrid.dynamics", "hybrid.corrector", "hybrid.bandit", "hybrid.auto_tuning"), True)
+    sets = {
+        **SETS,
+        **HYBRID,
+        **switches,
+        "hybrid.predictor": "subspace",
+        "train.max_steps": 45,
+        "eval.interval_steps": 45,
+    }
+    run = local.open(local.create("advice", sets))
+    assert forgotten(run, lambda: train_and_change(run)) == []
+    assert run.parts["hybrid_dynamics"].state().values["model.updates"] > 0
+    assert run.parts["hybrid_residuals"].state().values["seen"] > 0
     close(run)

@@ -9,6 +9,7 @@ from torch import Tensor
 from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.errors import CheckpointError
 from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.components import NoAdvice
 from gpuworkbench.parts import Part
 
 _SEPARATOR = "/"
@@ -22,6 +23,7 @@ class Predictor:
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()  # of `slots`
+    proposes_freely = False  # `propose` changes nothing but the weights: it may be asked in shadow
     version = 1
 
     def __init__(self, body: Body, config: HybridConfig, seed: int) -> None:
@@ -30,6 +32,9 @@ class Predictor:
         self.seed = seed
         self.slots: dict[str, dict[str, Tensor]] = {}
         self.numbers: dict[str, int] = {}
+
+    def advised_by(self, dynamics: NoAdvice) -> None:
+        """Whose state may be read; most predictors ask nobody."""
 
     def observe(self, step: int, until_jump: int) -> None:
         """`step` true steps are done. A jump can follow after `until_jump` further ones (0: now).

@@ -22,6 +22,7 @@ class EmaTrend(Predictor):
     """Keeps the weights of the last look and the trend: 8 bytes a parameter."""
 
     kinds = ("before", "trend")
+    proposes_freely = True
 
     @property
     def stride(self) -> int:

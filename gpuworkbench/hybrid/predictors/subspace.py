@@ -27,6 +27,7 @@ class Subspace(Predictor):
     """Keeps five displacements and the weights of the last look: 24 bytes a parameter."""
 
     kinds = ("before", *(f"d{number}" for number in range(MAX_DISPLACEMENTS)))
+    proposes_freely = True
 
     @property
     def stride(self) -> int:
