@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="train the runs anew first")
     parser.add_argument("--set", action="append", default=[], help="further settings of the recorded runs")
+    parser.add_argument("--only", choices=SCREENS, action="append", help="draw these alone")
     options = parser.parse_args()
     if options.record:
         record(options.set)
@@ -54,7 +55,7 @@ def main() -> None:
                 os.environ[name] = str(Path(folder) / name.lower())
         os.environ.pop("NO_COLOR", None)
         runs = unpack(Path(folder) / "runs")
-        asyncio.run(draw(Path(folder) / "runs", runs))
+        asyncio.run(draw(Path(folder) / "runs", runs, options.only or list(SCREENS)))
 
 
 def record(settings: list[str]) -> None:
@@ -87,10 +88,11 @@ def unpack(runs: Path) -> list[RunPaths]:
     return found
 
 
-async def draw(runs_dir: Path, runs: list[RunPaths]) -> None:
-    """Every picture."""
+async def draw(runs_dir: Path, runs: list[RunPaths], names: list[str]) -> None:
+    """The pictures of these names."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for name, (size, keys) in SCREENS.items():
+    for name in names:
+        size, keys = SCREENS[name]
         app = WorkbenchApp(Services(runs_dir=runs_dir))
         async with app.run_test(size=size) as pilot:
             await pilot.pause(1.5)
