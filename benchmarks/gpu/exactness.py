@@ -33,6 +33,7 @@ MODEL: Sets = {
     "checkpoint.interval_steps": 5,
 }
 PRESET = "rtx5080_gpt2_small_baseline"
+STREAMED_TOLERANCE = 1e-3  # its arithmetic is torch's AdamW step by step, the other is torch's fused kernel
 
 
 def kill_and_resume(place: Place) -> dict[str, Any]:
@@ -104,13 +105,15 @@ def streamed_state(place: Place) -> dict[str, Any]:
     moved = results["streamed"]
     if not moved["moved_bytes"]:
         raise Skipped("this version moves nothing for memory.optimizer_offload=streamed")
-    if results["on-card"]["losses"] != moved["losses"]:
-        raise AssertionError("streamed state trains to other losses")
+    pairs = zip(results["on-card"]["losses"], moved["losses"], strict=True)
+    difference = max(abs(streamed / on_card - 1) for on_card, streamed in pairs)
+    if difference > STREAMED_TOLERANCE:
+        raise AssertionError(f"streamed state trains to other losses, by {difference:.1e}")
     ratio = moved["step_s"] / results["on-card"]["step_s"]
     overlap = moved["hidden_s"] / moved["transfer_s"] if moved["transfer_s"] else None
     shown = "n/a" if overlap is None else f"{overlap:.0%}"
-    headline = f"losses bit-identical, step {ratio:.2f}x, {shown} of transfers hidden"
-    return {**results, "step_ratio": ratio, "overlap": overlap, "headline": headline}
+    headline = f"losses within {difference:.0e}, step {ratio:.2f}x, {shown} of transfers hidden"
+    return {**results, "loss_difference": difference, "step_ratio": ratio, "overlap": overlap, "headline": headline}
 
 
 def packed_optimizer(place: Place) -> dict[str, Any]:
