@@ -27,6 +27,8 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui.app import WorkbenchApp
 from gpuworkbench.tui.later import LAUNCH, LIVE, is_a
 from gpuworkbench.tui.services import Services
+from gpuworkbench.tui.widgets.data_preview import DataPreview
+from gpuworkbench.tui.widgets.launch_form import LaunchForm
 
 RECORDED = Path(__file__).parent / "recorded"
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -95,9 +97,9 @@ async def draw(runs_dir: Path, runs: list[RunPaths], names: list[str]) -> None:
         size, keys = SCREENS[name]
         app = WorkbenchApp(Services(runs_dir=runs_dir))
         async with app.run_test(size=size) as pilot:
-            await pilot.pause(1.5)
+            await asyncio.sleep(2.5)  # the processor's load needs two readings
             await keys(pilot, runs)
-            await pilot.pause(0.5)
+            await asyncio.sleep(0.5)
             svg = for_a_page(app.export_screenshot(title="gpuworkbench"))
         (PICTURES / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(f"docs/pictures/{name}.svg  {len(svg) / 1000:.0f} kB")
@@ -119,9 +121,9 @@ async def live(pilot: Pilot[int], runs: list[RunPaths]) -> None:
     assert isinstance(app, WorkbenchApp)
     app.open_run(runs[0])
     await until(pilot, lambda: is_a(app.screen, LIVE) and getattr(app.screen, "view", None) is not None)
-    await pilot.pause(0.5)
+    await asyncio.sleep(0.5)
     await pilot.press("right_square_bracket", "right_square_bracket")
-    await pilot.pause(0.8)
+    await asyncio.sleep(0.8)
 
 
 async def compare(pilot: Pilot[int], runs: list[RunPaths]) -> None:
@@ -133,7 +135,7 @@ async def compare(pilot: Pilot[int], runs: list[RunPaths]) -> None:
     app.compare_marked(None)
     await until(pilot, lambda: getattr(app.screen, "comparison", None) is not None)
     await pilot.press("right_square_bracket", "right_square_bracket")
-    await pilot.pause(0.8)
+    await asyncio.sleep(0.8)
 
 
 async def launch(pilot: Pilot[int], runs: list[RunPaths]) -> None:
@@ -142,16 +144,20 @@ async def launch(pilot: Pilot[int], runs: list[RunPaths]) -> None:
     assert isinstance(app, WorkbenchApp)
     app.open_preset("quickstart", None, cpu_twin=False)
     await until(pilot, lambda: is_a(app.screen, LAUNCH) and getattr(app.screen, "outlook", None) is not None)
-    await pilot.press("slash", *"n_layer", "enter", "home", "ctrl+k", "6", "escape", "escape")
-    await pilot.pause(8)
+    app.screen.query_one(LaunchForm).go_to("model.n_layer")
+    for key in ("home", "ctrl+k", "6"):
+        app.simulate_key(key)
+        await asyncio.sleep(0.3)
+    view = app.screen.query_one(DataPreview).view
+    await until(pilot, lambda: app.screen.query_one(DataPreview).view.data is not None or bool(view.problem))
 
 
-async def until(pilot: Pilot[int], condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Let the app run until it is so."""
+async def until(pilot: Pilot[int], condition: Callable[[], bool], timeout_s: float = 180) -> None:
+    """Let the app run until it is so; not with the pilot's pause, which gives up on a slow machine."""
     for _ in range(int(timeout_s / 0.05)):
         if condition():
             return
-        await pilot.pause(0.05)
+        await asyncio.sleep(0.05)
     raise SystemExit("the screen does not fill")
 
 

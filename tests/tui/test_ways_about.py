@@ -8,6 +8,7 @@ import pytest
 
 from gpuworkbench.events.index import cached_index_path, load_index
 from gpuworkbench.state import live_log
+from gpuworkbench.tui.screens.help import HelpScreen
 from gpuworkbench.tui.screens.home import Home
 from gpuworkbench.tui.screens.live import Live
 from gpuworkbench.tui.widgets.run_table import RunTable
@@ -88,3 +89,20 @@ async def test_a_long_log_without_an_index_leaves_one(tmp_path: Path, monkeypatc
         assert found is not None
         assert found[1] == paths.events.stat().st_size
         assert isinstance(app.screen, Live)
+
+
+async def test_a_dialog_closes_once(tmp_path: Path) -> None:
+    app = make_app(tmp_path / "runs", completed_run(tmp_path / "runs"))
+    async with app.run_test(size=SMALL) as pilot:
+        live = await live_is_filled(pilot)
+        await pilot.press("question_mark")
+        await until(pilot, lambda: app.screen is not live, "help")
+        app.screen.dismiss()
+        closed = app.screen_stack[-1]
+        assert closed is live
+        help_screen = HelpScreen("Keys", [])
+        await app.push_screen(help_screen)
+        for _ in range(3):
+            help_screen.dismiss()  # as by keys that were all read before the first was seen
+        await pilot.pause(0.2)
+        assert app.screen is live

@@ -10,11 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
+from gpuworkbench.tui.screens.modal import Modal
 
-class AskLoss(ModalScreen[tuple[float | None] | None]):
+
+class AskLoss(Modal[tuple[float | None] | None]):
     """Answers (loss,), with None in it for the default; None where nothing is to change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

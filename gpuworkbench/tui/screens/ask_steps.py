@@ -9,13 +9,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
+
+from gpuworkbench.tui.screens.modal import Modal
 
 MAX_STEPS = 10**9
 
 
-class AskSteps(ModalScreen[int]):
+class AskSteps(Modal[int]):
     """Answers the total; None where nothing is to be started. Twice as many as there are is what it begins with."""
 
     AUTO_FOCUS = "#steps"

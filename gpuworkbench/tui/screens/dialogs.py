@@ -8,11 +8,12 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from gpuworkbench.tui.screens.modal import Modal
 
-class Choice(ModalScreen[str]):
+
+class Choice(Modal[str]):
     """A question with answers; the first is the default, escape answers "cancel"."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -48,7 +49,7 @@ class Choice(ModalScreen[str]):
         self.dismiss(name)
 
 
-class Confirm(ModalScreen[bool]):
+class Confirm(Modal[bool]):
     """Yes or no; escape is no."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -9,9 +9,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import Static
 
+from gpuworkbench.tui.screens.modal import Modal
 from gpuworkbench.tui.widgets.rows import Part, lines
 
 
@@ -23,7 +24,7 @@ class KeyHelp(NamedTuple):
     is_enabled: bool
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Modal[None]):
     """A list of keys; any of escape, ? and q closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -9,16 +9,16 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 
 from gpuworkbench.text import safe_text
+from gpuworkbench.tui.screens.modal import Modal
 
 MAX_NAME_CHARS = 80
 MAX_NOTES_CHARS = 20_000
 
 
-class LabelEdit(ModalScreen[tuple[str, str] | None]):
+class LabelEdit(Modal[tuple[str, str] | None]):
     """Answers (name, notes), None where nothing is to change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -10,14 +10,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
 from gpuworkbench.config.live_keys import LIVE_KEYS, checked
 from gpuworkbench.errors import ConfigError
+from gpuworkbench.tui.screens.modal import Modal
 
 
-class LiveEdit(ModalScreen[dict[str, float]]):
+class LiveEdit(Modal[dict[str, float]]):
     """A line a key with its value now; answers the changed ones, none where it is left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -9,19 +9,19 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
 from gpuworkbench.config.own_presets import check_preset_name, hidden_by, own_preset, save_own_preset
 from gpuworkbench.errors import ConfigError, WorkbenchError
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.form.draft import Draft, saved_overrides
+from gpuworkbench.tui.screens.modal import Modal
 from gpuworkbench.tui.widgets.field_row import TextEditor
 
 MAX_DESCRIPTION = 400
 
 
-class SavePreset(ModalScreen[str]):
+class SavePreset(Modal[str]):
     """Answers with the name that was saved, with "" where nothing was."""
 
     AUTO_FOCUS = "#save-name"
