@@ -62,8 +62,9 @@ class JumpUndo:
 
     def _optimizer(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.body.parameters.items():
+            weights = {tensor.data_ptr() for tensor in self.body.weights.raw(parameter)}
             for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and value.data_ptr() not in weights:  # residuals and masters are weights
                     yield f"optimizer/{key}/{name}", value
 
     def _settle(self) -> None:

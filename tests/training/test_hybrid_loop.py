@@ -36,13 +36,17 @@ ON: dict[str, Any] = {
 
 
 def test_quickstarts_phases_with_a_jump_that_stands(local: LocalRuns) -> None:
-    """The [hybrid] section of the preset on a small model: all four phases, and a jump accepted within 120 steps."""
+    """The [hybrid] section of the preset on a small model: all four phases, and a jump accepted within 120 steps.
+
+    The rate is so high that steps are mostly noise, as those of the preset's own model are: averages are better.
+    """
     section = tomllib.loads((REPOSITORY / "presets" / "quickstart.toml").read_text())["hybrid"]
     assert section["enabled"]
     assert section["predictor"] == "outer_nesterov"
     assert section["exploration"] >= 2
     sets = {f"hybrid.{key}": value for key, value in section.items()}
-    paths = local.trained("quick", {**sets, "train.max_steps": 120, "checkpoint.interval_steps": 0})
+    noisy = {"optimizer.lr": 0.1, "train.grad_accum_steps": 1}
+    paths = local.trained("quick", {**sets, **noisy, "train.max_steps": 120, "checkpoint.interval_steps": 0})
     moves = local.events(paths, "phase_changed")
     assert {move["to_phase"] for move in moves} == {"warmup", "full", "predict", "correct"}
     jumps = local.events(paths, "prediction")
