@@ -51,7 +51,7 @@ class StepRig:
         with torch.device(device):
             self.model: LanguageModel = registry.load(entry.implementation)(config.model)
         self.strategies: list[Strategy] = [precisions, *apply_memory_strategies(self.model, config)]
-        self.optimizer = build_optimizer(self.model, config.optimizer, device)
+        self.optimizer = build_optimizer(self.model, config.optimizer, device, config.memory, config.train.seed)
         context = StrategyContext(self.model, self.optimizer, device, _ignore, lambda: 0)
         for strategy in self.strategies:
             strategy.attach(context)
