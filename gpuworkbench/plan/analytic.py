@@ -17,7 +17,6 @@ from msgspec import Struct
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import StorageBytes, storage_bytes
-from gpuworkbench.plan.activation_bytes import COMPILED_SHARE as COMPILED_SHARE
 from gpuworkbench.plan.activation_bytes import Activations, activations
 from gpuworkbench.plan.hybrid_bytes import HybridBytes, hybrid_bytes
 from gpuworkbench.plan.loss_bytes import FP32_BYTES, loss_bytes

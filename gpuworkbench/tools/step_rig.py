@@ -30,8 +30,8 @@ MAX_MICRO_BATCHES = 2  # the second finds the gradients of the first; more chang
 
 
 class StepRig:
-    """What `optimizer_step` reads of a run, in one `precision` (fp32, bf16, fp16, auto). `on_micro_batch` is called before
-    each micro-batch."""
+    """What `optimizer_step` reads of a run, in one `precision` (fp32, bf16, fp16, auto). `on_micro_batch` is called
+    before each micro-batch."""
 
     def __init__(
         self,

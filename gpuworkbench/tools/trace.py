@@ -80,7 +80,7 @@ def trace(config: RunConfig, kind: str) -> Traced:
 
 
 def traceable(config: RunConfig) -> RunConfig:
-    """`config` without what needs values (clipping decides by the norm; it changes gradients in place) or a compiler."""
+    """`config` without what needs values (clipping decides by the norm, and works in place) or a compiler."""
     replace = msgspec.structs.replace
     train = replace(config.train, grad_clip_norm=0.0, init_from="", threads=1, max_steps=1)
     return replace(config, train=train, device=replace(config.device, compile="off"))
@@ -99,8 +99,8 @@ def make_state(rig: StepRig) -> None:
 class GradientsAddInPlace(TorchDispatchMode):
     """Autograd adds the gradients of a tensor's several uses in place, but not those of tensors like the fake ones.
 
-    `apart`: the shape whose sum is a tensor of its own in real steps too: the table's where the loss is the plain one, as
-    torch's profiler counts it (tests/training/test_plan_measured.py).
+    `apart`: the shape whose sum is a tensor of its own in real steps too: the table's where the loss is the plain one,
+    as torch's profiler counts it (tests/training/test_plan_measured.py).
     """
 
     def __init__(self, apart: tuple[int, ...]) -> None:

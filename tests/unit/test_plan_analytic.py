@@ -11,9 +11,8 @@ import pytest
 from gpuworkbench.config.presets import configure, load_preset
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_bytes
-from gpuworkbench.plan.activation_bytes import activations
+from gpuworkbench.plan.activation_bytes import COMPILED_SHARE, activations
 from gpuworkbench.plan.analytic import (
-    COMPILED_SHARE,
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     MOMENTS,
@@ -106,8 +105,19 @@ def test_the_stacks_are_within_their_budgets() -> None:
     assert known(config("rtx3050_gpt2_small")).allocator_bytes < 2e9
 
 
-@pytest.mark.parametrize("name", ["rtx5080_1b", "rtx5080_1b_tight", "rtx5080_1b_exact", "rtx4060ti_1b", "rtx5080_gpt2_xl",
-                                  "rtx5080_gpt2_medium", "rtx3050_gpt2_small", "rtx5080_gpt2_small_memory"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rtx5080_1b",
+        "rtx5080_1b_tight",
+        "rtx5080_1b_exact",
+        "rtx4060ti_1b",
+        "rtx5080_gpt2_xl",
+        "rtx5080_gpt2_medium",
+        "rtx3050_gpt2_small",
+        "rtx5080_gpt2_small_memory",
+    ],
+)
 def test_a_presets_card_is_what_it_is_planned_to_need(name: str) -> None:
     made = config(name)
     assert made.card is not None
