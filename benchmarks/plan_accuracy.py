@@ -4,7 +4,7 @@
 
 For each case two real optimizer steps run under torch.profiler with profile_memory: every allocation and release of
 torch's CPU allocator, which is not the tracker that the trace tier uses. The analytic tier's formulas and the trace of
-fake tensors are held against its peak. Then the largest preset is traced, for the time and the memory that takes, and the
+fake tensors are held against its peak. Then the flagship is traced, for the time and the memory that takes, and the
 analytic tier is timed. Stored as benchmarks/results/plan_accuracy.json. It says nothing about a card's allocator.
 """
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan_presets
 
-From formulas, for the preset's own card; nothing is measured. Stored as benchmarks/results/plan_presets.json, and printed
-as the table's rows.
+From formulas, for the preset's own card; nothing is measured. Stored as benchmarks/results/plan_presets.json, and
+printed as the table's rows.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def configured(arguments: argparse.Namespace) -> tuple[RunConfig, list[str]]:
 
 
 def predict(config: RunConfig, target: Target, tier: str) -> Estimate:
-    """The estimate of a tier. Raises DoesNotFitError where a probe runs out of memory, WorkbenchError where it fails."""
+    """The estimate of a tier. Raises DoesNotFitError where a probe runs out of memory, WorkbenchError for a failure."""
     predicted = estimate(config, kind=target.kind)
     assert predicted is not None  # the vocabulary is known
     if tier == "trace":

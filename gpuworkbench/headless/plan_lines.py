@@ -93,7 +93,8 @@ def _end(plan: Plan) -> Iterator[str]:
 def _cost(cost: TrainingCost) -> Iterator[str]:
     hours = "n/a" if cost.hours is None else " to ".join(format_duration(each * 3600) for each in cost.hours)
     kwh = "n/a" if cost.kwh is None else f"{_number(cost.kwh[0])} to {_number(cost.kwh[1])} kWh"
-    yield f"{format_count(cost.tokens)} tokens, {cost.steps:,} steps: {hours}; {kwh}; disk {format_bytes(cost.disk_bytes)}"
+    disk = format_bytes(cost.disk_bytes)
+    yield f"{format_count(cost.tokens)} tokens, {cost.steps:,} steps: {hours}; {kwh}; disk {disk}"
     yield from (f"  {source}" for source in cost.sources)
 
 

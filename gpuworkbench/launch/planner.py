@@ -31,7 +31,7 @@ class TraceAnswer(Struct, frozen=True):
 
 
 class ProbeAnswer(Struct, frozen=True):
-    """What the probe prints: bytes of tensors at the peak of its steps; on a card what it takes beside its allocator's."""
+    """What the probe prints: bytes of tensors at the peak of its steps; on a card what lies beside its allocator's."""
 
     peak_bytes: int
     step_time_s: float

@@ -48,7 +48,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """`factor` is measured over predicted (the median of `n_runs`), and the range of FLOPs a second that runs reached."""
+    """`factor` is measured over predicted (the median of `n_runs`), and the range of FLOPs a second they reached."""
 
     factor: float
     n_runs: int

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError, DoesNotFitError, UsageError
 from gpuworkbench.gpu.card import Card
-from gpuworkbench.gpu.fit import select_device
+from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.host import Host, disk_free_bytes
 from gpuworkbench.text import safe_text
 from gpuworkbench.units import GIB, parse_bytes
@@ -59,6 +59,7 @@ def target_of(config: RunConfig, asked: str | None, cards: Sequence[Card], host:
     size = parse_card(asked) if asked is not None else None
     if size is not None:
         return Target("cuda", f"a card of {size / GIB:g} GiB", _capped(config, size), card_name=named_card(config))
+    choice: DeviceChoice | None
     try:
         choice = select_device(config, cards)
     except DoesNotFitError:
@@ -74,13 +75,20 @@ def here(config: RunConfig, card: Card | None, host: Host, directory: Path, *, i
     """This machine, computing on `card`, or on the host where that is None; `is_free_only`: what is free now."""
     host_bytes = host.memory_available_bytes if is_free_only or card is None else host.memory_total_bytes
     pinned = None if host.memory_total_bytes is None else int(host.memory_total_bytes * PINNED_SHARE)
-    others = {"host_bytes": host_bytes, "pinned_bytes": pinned, "disk_bytes": disk_free_bytes(directory)}
+    disk = disk_free_bytes(directory)
     if card is None:
-        return Target("cpu", "this host", host_bytes, **others)
+        return Target("cpu", "this host", host_bytes, host_bytes=host_bytes, pinned_bytes=pinned, disk_bytes=disk)
     limit = usable_bytes(card, is_free_only=is_free_only)
-    label = f"this card, {safe_text(card.name or 'unnamed')}"
-    limit = None if limit is None else _capped(config, limit)
-    return Target("cuda", label, limit, card=card, card_name=card.name, **others)
+    return Target(
+        "cuda",
+        f"this card, {safe_text(card.name or 'unnamed')}",
+        None if limit is None else _capped(config, limit),
+        card=card,
+        card_name=card.name,
+        host_bytes=host_bytes,
+        pinned_bytes=pinned,
+        disk_bytes=disk,
+    )
 
 
 def usable_bytes(card: Card, *, is_free_only: bool = False) -> int | None:

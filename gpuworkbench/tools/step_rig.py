@@ -30,8 +30,8 @@ MAX_MICRO_BATCHES = 2  # the second finds the gradients of the first; more chang
 
 
 class StepRig:
-    """What `optimizer_step` reads of a run, in one `precision` (fp32, bf16, fp16, auto). `on_micro_batch` is called before
-    each micro-batch."""
+    """What `optimizer_step` reads of a run, in one `precision` (fp32, bf16, fp16, auto). `on_micro_batch` is called
+    before each micro-batch."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class StepRig:
         with torch.device(device):
             self.model: LanguageModel = registry.load(entry.implementation)(config.model)
         self.strategies: list[Strategy] = [precisions, *apply_memory_strategies(self.model, config)]
-        self.optimizer = build_optimizer(self.model, config.optimizer, device)
+        self.optimizer = build_optimizer(self.model, config.optimizer, device, config.memory, config.train.seed)
         context = StrategyContext(self.model, self.optimizer, device, _ignore, lambda: 0)
         for strategy in self.strategies:
             strategy.attach(context)

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
-from gpuworkbench.errors import WorkbenchError
+from gpuworkbench.errors import UsageError, WorkbenchError
 from gpuworkbench.plan.analytic import product_widths
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
@@ -50,7 +50,12 @@ class Traced(msgspec.Struct, frozen=True):
 
 
 def trace(config: RunConfig, kind: str) -> Traced:
-    """One optimizer step of `config` on fake tensors. Its vocabulary must be known."""
+    """One optimizer step of `config` on fake tensors. Its vocabulary must be known. Raises UsageError."""
+    if config.memory.activation_offload:
+        raise UsageError(
+            "a trace does not follow memory.activation_offload, which copies values",
+            "use --tier analytic, or --tier probe where the card is",
+        )
     started = time.perf_counter()
     config = traceable(config)
     with FakeTensorMode(), card_norms() if kind == "cuda" else nullcontext():
@@ -60,7 +65,8 @@ def trace(config: RunConfig, kind: str) -> Traced:
         rig = StepRig(config, CPU, name, n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats)
         make_state(rig)
         tracker.track_external(rig.model, rig.optimizer, *rig.gradients())
-        with tracker, GradientsAddInPlace():
+        table = rig.model.head_weight.shape
+        with tracker, GradientsAddInPlace(() if config.memory.chunked_cross_entropy else tuple(table)):
             rig.step()
         peak = tracker.get_tracker_snapshot("peak")[CPU]
     parts: dict[str, int] = {}
@@ -68,11 +74,13 @@ def trace(config: RunConfig, kind: str) -> Traced:
         if name != "Total" and num_bytes:
             ours = _NAMES.get(str(getattr(name, "value", name)), "other")
             parts[ours] = parts.get(ours, 0) + num_bytes
-    return Traced(int(peak["Total"]), parts, time.perf_counter() - started)
+    if config.memory.optimizer_offload == "streamed":  # its masters and moments are host memory on a card
+        del parts["optimizer state"]
+    return Traced(sum(parts.values()), parts, time.perf_counter() - started)
 
 
 def traceable(config: RunConfig) -> RunConfig:
-    """`config` without what needs values (clipping decides by the norm; it changes gradients in place) or a compiler."""
+    """`config` without what needs values (clipping decides by the norm, and works in place) or a compiler."""
     replace = msgspec.structs.replace
     train = replace(config.train, grad_clip_norm=0.0, init_from="", threads=1, max_steps=1)
     return replace(config, train=train, device=replace(config.device, compile="off"))
@@ -82,21 +90,28 @@ def make_state(rig: StepRig) -> None:
     """The optimizer's state, by one update with gradients that nobody computed; then, where there are several
     micro-batches a step, the gradients of those before."""
     for parameter in rig.model.parameters():
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = torch.empty_like(parameter, dtype=getattr(parameter, "grad_dtype", None) or parameter.dtype)
     rig.optimizer.step()
     if rig.config.train.grad_accum_steps == 1:
         rig.optimizer.zero_grad(set_to_none=True)
 
 
 class GradientsAddInPlace(TorchDispatchMode):
-    """Autograd adds the gradients of a tensor's several uses in place where the first is contiguous, except for tensors
-    like the fake ones."""
+    """Autograd adds the gradients of a tensor's several uses in place, but not those of tensors like the fake ones.
+
+    `apart`: the shape whose sum is a tensor of its own in real steps too: the table's where the loss is the plain one,
+    as torch's profiler counts it (tests/training/test_plan_measured.py).
+    """
+
+    def __init__(self, apart: tuple[int, ...]) -> None:
+        super().__init__()
+        self.apart = apart
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_sum = func is torch.ops.aten.add.Tensor and not kwargs
         if is_sum and _in_backward() and all(isinstance(each, Tensor) for each in args):
             total, more = args
-            if total.shape == more.shape and total.dtype == more.dtype and total.is_contiguous():
+            if total.shape == more.shape and total.dtype == more.dtype and tuple(total.shape) != self.apart:
                 return total.add_(more)
         return func(*args, **(kwargs or {}))
 
@@ -128,13 +143,13 @@ def main(arguments: list[str]) -> int:
     kind = arguments[0] if arguments else "cuda"
     try:
         config = with_known_vocabulary(build(parse_toml(sys.stdin.buffer.read(), "stdin"), "stdin"))
+        if config is None:
+            raise UsageError("the vocabulary is unknown", "set model.vocab_size")
+        answer = trace(config, kind)
     except WorkbenchError as error:
         print(f"gpuworkbench: {error.line()}", file=sys.stderr)
         return error.exit_code
-    if config is None:
-        print("gpuworkbench: the vocabulary is unknown; set model.vocab_size", file=sys.stderr)
-        return 2
-    sys.stdout.buffer.write(msgspec.json.encode(trace(config, kind)) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     return 0
 
 

@@ -11,8 +11,8 @@ import pytest
 from gpuworkbench.config.presets import configure, load_preset
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_bytes
+from gpuworkbench.plan.activation_bytes import COMPILED_SHARE, activations
 from gpuworkbench.plan.analytic import (
-    COMPILED_SHARE,
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
     MOMENTS,
@@ -105,8 +105,19 @@ def test_the_stacks_are_within_their_budgets() -> None:
     assert known(config("rtx3050_gpt2_small")).allocator_bytes < 2e9
 
 
-@pytest.mark.parametrize("name", ["rtx5080_1b", "rtx5080_1b_tight", "rtx5080_1b_exact", "rtx4060ti_1b", "rtx5080_gpt2_xl",
-                                  "rtx5080_gpt2_medium", "rtx3050_gpt2_small", "rtx5080_gpt2_small_memory"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rtx5080_1b",
+        "rtx5080_1b_tight",
+        "rtx5080_1b_exact",
+        "rtx4060ti_1b",
+        "rtx5080_gpt2_xl",
+        "rtx5080_gpt2_medium",
+        "rtx3050_gpt2_small",
+        "rtx5080_gpt2_small_memory",
+    ],
+)
 def test_a_presets_card_is_what_it_is_planned_to_need(name: str) -> None:
     made = config(name)
     assert made.card is not None
@@ -141,10 +152,12 @@ def test_checkpointing_keeps_inputs_and_activation_offload_moves_the_rest() -> N
     made = config("rtx5080_1b_tight")
     n_rows, channels = 8 * 1024, 1536
     # bf16 weights, so a bf16 stream: 2 bytes a block and channel, and 6 at the ends
-    assert known(made).parts["activations"] == n_rows * channels * (2 * 32 + 6)
-    offloaded = known(config("rtx5080_1b_tight", memory={"activation_offload": True}))
-    assert offloaded.parts["activations"] == n_rows * channels * (2 * 2 + 6)
-    assert offloaded.pinned_bytes - known(made).pinned_bytes == n_rows * channels * 2 * 32
+    kept = activations(made, n_rows, 2)
+    assert (kept.saved, kept.host) == (n_rows * channels * (2 * 32 + 6), 0)
+    assert kept.block == n_rows * channels * (36 - 4)
+    offloaded = config("rtx5080_1b_tight", memory={"activation_offload": True})
+    assert activations(offloaded, n_rows, 2).saved == n_rows * channels * (2 * 2 + 6)
+    assert known(offloaded).pinned_bytes - known(made).pinned_bytes == n_rows * channels * 2 * 32
 
 
 def test_state_on_the_host_is_pinned_and_counted_there() -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpuworkbench.plan.waterfall import bar as bar
+from gpuworkbench.plan.waterfall import bar
+
+__all__ = ["bar", "fit_parts", "sparkline"]
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
