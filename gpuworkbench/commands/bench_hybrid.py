@@ -172,7 +172,10 @@ def builtin_arms(*, is_tuned: bool) -> dict[str, Arm]:
     names = [*CONTROLS, *(name for name in registry.PREDICTORS if name not in CONTROLS)]
     for name in names:
         what = f"the control {name}" if name in CONTROLS else f"the predictor {name}"
-        arms.append(Arm(name=name, what=what, is_hybrid=True, sets={"hybrid.predictor": name}))
+        sets: dict[str, Value] = {"hybrid.predictor": name}
+        if name == "learned":
+            sets["hybrid.dynamics"] = True  # which it reads
+        arms.append(Arm(name=name, what=what, is_hybrid=True, sets=sets))
     return {arm.name: arm for arm in arms}
 
 
