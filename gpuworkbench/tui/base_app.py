@@ -215,7 +215,8 @@ class BaseApp(App[int]):
         elif len(marked) == 2:
             runs = marked
         else:
-            chosen = self.screen.query_one(RunTable).chosen
+            # None yet, where the key was quicker than the screen.
+            chosen = next((table.chosen for table in self.screen.query(RunTable)), None)
             runs = [RunPaths(Path(chosen))] if chosen is not None else []
         if not runs:
             self.notify("choose a run first", severity="warning", markup=False)
