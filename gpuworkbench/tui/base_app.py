@@ -202,6 +202,10 @@ class BaseApp(App[int]):
         paths: RunPaths | None = getattr(self.screen, "paths", None) if later.is_a(self.screen, later.LIVE) else None
         return paths
 
+    def has_screen(self, screen: Screen[Any]) -> bool:
+        """Whether a screen is still wanted: one that was left may get a view while it is taken apart."""
+        return screen in self.screen_stack and screen.is_mounted
+
     def leave(self, screen: Screen[Any]) -> None:
         """Back from a screen. A second escape, pressed before the first was seen, must not leave the next one too."""
         if self.screen is screen:
@@ -215,7 +219,8 @@ class BaseApp(App[int]):
         elif len(marked) == 2:
             runs = marked
         else:
-            chosen = self.screen.query_one(RunTable).chosen
+            # None yet, where the key was quicker than the screen.
+            chosen = next((table.chosen for table in self.screen.query(RunTable)), None)
             runs = [RunPaths(Path(chosen))] if chosen is not None else []
         if not runs:
             self.notify("choose a run first", severity="warning", markup=False)

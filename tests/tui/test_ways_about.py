@@ -106,3 +106,14 @@ async def test_a_dialog_closes_once(tmp_path: Path) -> None:
             help_screen.dismiss()  # as by keys that were all read before the first was seen
         await pilot.pause(0.2)
         assert app.screen is live
+
+
+async def test_a_key_may_be_quicker_than_its_screen(tmp_path: Path) -> None:
+    completed_run(tmp_path / "runs")
+    app = make_app(tmp_path / "runs")
+    async with app.run_test(size=SMALL) as pilot:
+        await home_is_filled(pilot)
+        app.show_runs()
+        await app.run_action("sample")  # nothing of the screen is there yet
+        await pilot.pause(0.1)
+        assert any("choose a run first" in notice.message for notice in app._notifications)

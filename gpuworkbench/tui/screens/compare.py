@@ -128,7 +128,7 @@ class CompareScreen(PlotActions, Screen[None]):
     def _show(self) -> None:
         """Tables anew, then the plot."""
         view = self.view
-        if view is None or not self.is_attached:
+        if view is None or not self.app.has_screen(self):
             return
         self.comparison = comparison = compare(view.runs, self.axis.by, self.target_loss, view.branches)
         with self.app.batch_update():
@@ -150,7 +150,7 @@ class CompareScreen(PlotActions, Screen[None]):
 
     def _show_legend(self) -> None:
         view = self.view
-        if view is None or not self.is_attached:
+        if view is None or not self.app.has_screen(self):
             return
         legend = self.query_one("#legend", Static)
         width = legend.content_size.width

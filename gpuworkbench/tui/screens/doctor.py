@@ -147,7 +147,7 @@ class DoctorScreen(Screen[None]):
         self.call_after_refresh(self._show)
 
     def _show(self) -> None:
-        if not self.is_attached:
+        if not self.app.has_screen(self):
             return
         box = self.query_one("#checks", VerticalScroll)
         width = max((box.content_size.width or self.size.width - 4) - NAME_WIDTH - 3, 20)

@@ -114,7 +114,7 @@ class Home(Screen[None]):
     def _show(self) -> None:
         """Give every widget its part of the view, through the filter."""
         view = self.view
-        if view is None or not self.is_attached:
+        if view is None or not self.app.has_screen(self):
             return
         words = self.query_one("#filter", Input).value.lower()
         presets = [row for row in view.presets if _preset_matches(row, words)]

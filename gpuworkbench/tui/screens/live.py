@@ -137,7 +137,7 @@ class Live(PlotActions, Screen[None]):
     @on(Ready)
     def _ready(self) -> None:
         view = self._watcher.take()
-        if view is None:
+        if view is None or not self.app.has_screen(self):
             return
         previous, self.view = self.view, view
         with self.app.batch_update():
@@ -239,7 +239,8 @@ class Live(PlotActions, Screen[None]):
 
     def action_output(self) -> None:
         """What the trainer printed, and back."""
-        self.query_one(MessagesPanel).toggle_output()
+        for panel in self.query(MessagesPanel):
+            panel.toggle_output()
 
     def on_click(self, event: Click) -> None:
         """A double click: that panel alone, or all again."""

@@ -121,7 +121,7 @@ class Runs(Screen[None]):
 
     def _show(self) -> None:
         rows = self.rows
-        if rows is None or not self.is_attached:
+        if rows is None or not self.app.has_screen(self):
             return
         words = self.query_one("#filter", Input).value.lower()
         table = self.query_one(RunBrowser)

@@ -107,7 +107,7 @@ class SampleScreen(Screen[None]):
     @on(Ready)
     def _ready(self) -> None:
         choices = self._watcher.take() if self._watcher is not None else None
-        if choices is None:
+        if choices is None or not self.app.has_screen(self):
             return
         is_first, self.choices = self.choices is None, choices
         for pane in self._panes:
