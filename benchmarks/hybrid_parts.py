@@ -97,7 +97,7 @@ def forecasts(run: dict[str, Any]) -> dict[str, dict[int, float]]:
 def confidences(run: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Brier scores of the confidence, with the dynamics model and without, by kind of jump; the probe must improve."""
     steps, result = signals_of(run), {}
-    for arm in ("random-5", "average-3", "average-6", "trend-5"):
+    for arm in ("random-5", "average-3", "average-6"):
         advice = DynamicsAdvice(1, run["step_flops"], torch.device("cpu"))
         rate, plain = AcceptanceRate(), Reliability()
         smooth, smoothed = BetaRate(), Reliability()
@@ -281,14 +281,33 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def judged(path: Path) -> dict[str, Any]:
+    """All pieces on one recording; kept beside it, so that an interrupted measurement goes on."""
+    kept = path.with_name(f"parts-{path.name}")
+    if not kept.exists():
+        run = json.loads(path.read_text())
+        result = {
+            "forecasts": {name: {str(h): e for h, e in row.items()} for name, row in forecasts(run).items()},
+            "confidence": confidences(run),
+            "bandit": bandits(run),
+            "coefficients": coefficients(run),
+            "alarms": alarms(run),
+            "steps": len(run["steps"]),
+        }
+        kept.write_text(json.dumps(result))
+        print(f"{path}: judged", flush=True)
+    return json.loads(kept.read_text())
+
+
 def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything but the overhead."""
-    found = [forecasts(run) for run in runs]
+    """Everything but the overhead, over what `judged` gave of each recording."""
+    found = [run["forecasts"] for run in runs]
     names = [name for name in found[0] if name not in ("removal", "share within the 80 % interval")]
     ratios = {
-        name: {str(h): over_runs(found, lambda r, n, h=h: r[n][h], name, "removal") for h in HORIZONS} for name in names
+        name: {str(h): over_runs(found, lambda r, n, h=h: r[n][str(h)], name, "removal") for h in HORIZONS}
+        for name in names
     }
-    scores = [confidences(run) for run in runs]
+    scores = [run["confidence"] for run in runs]
     confidence = {}
     for arm in scores[0]:
         pairs = [(s[arm]["dynamics"], s[arm]["removal"]) for s in scores]
@@ -299,21 +318,21 @@ def measured(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "smoothed rate": statistics.mean(s[arm]["smoothed rate"] for s in scores),
             **interval(known),
         }
-    rewards = [bandits(run) for run in runs]
+    rewards = [run["bandit"] for run in runs]
     means = {name: statistics.mean(r[name] for r in rewards) for name in rewards[0]}
     best = max((name for name in means if name != "bandit"), key=lambda name: means[name])
-    errors = [coefficients(run) for run in runs]
+    errors = [run["coefficients"] for run in runs]
     return {
         "forecasts": ratios,
         "mean_absolute_error_of_the_removal": {
-            str(h): statistics.mean(r["removal"][h] for r in found) for h in HORIZONS
+            str(h): statistics.mean(r["removal"][str(h)] for r in found) for h in HORIZONS
         },
-        "share_within_80_percent_interval": statistics.mean(r["share within the 80 % interval"][0] for r in found),
+        "share_within_80_percent_interval": statistics.mean(r["share within the 80 % interval"]["0"] for r in found),
         "confidence": confidence,
         "bandit": {"mean_reward": means, "best_arm_in_hindsight": best},
         "coefficients": {name: statistics.mean(e[name] for e in errors) for name in errors[0]},
-        "false_alarms": sum(alarms(run) for run in runs),
-        "steps": sum(len(run["steps"]) for run in runs),
+        "false_alarms": sum(run["alarms"] for run in runs),
+        "steps": sum(run["steps"] for run in runs),
     }
 
 
@@ -328,11 +347,17 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     paths = [path for folder in arguments.recordings for path in sorted(folder.glob("seed-*.json"))]
-    runs = [run for run in (json.loads(path.read_text()) for path in paths) if run["seed"] >= arguments.first_seed]
+    used = [path for path in paths if int(path.stem.removeprefix("seed-")) >= arguments.first_seed]
+    runs = [json.loads(path.read_text()) for path in used]
     if not runs:
         raise SystemExit("no recordings: run python -m benchmarks.hybrid_record first")
     setting = {"runs": len(runs), "n_params": runs[0]["n_params"], "max_steps": runs[0]["max_steps"]}
-    result = {"environment": torch_environment(1), "setting": setting, **measured(runs), "overhead": overhead(runs[0])}
+    result = {
+        "environment": torch_environment(1),
+        "setting": setting,
+        **measured([judged(path) for path in used]),
+        "overhead": overhead(runs[0]),
+    }
     write_result("hybrid_parts", result)
     print(markdown(result))
 

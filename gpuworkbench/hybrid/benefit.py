@@ -14,6 +14,7 @@ from gpuworkbench.hybrid.plain_state import PlainState
 from gpuworkbench.hybrid.running import RunningLevel
 
 WINDOW = 8
+MIN_LOSSES = 4
 CONTROL_DECAY = 0.9
 
 
@@ -37,6 +38,13 @@ class BenefitMeter(PlainState):
     def jumped(self) -> None:
         """A jump stands: a window begins here."""
         self._begin(follows_jump=True)
+
+    def cut(self) -> float | None:
+        """The window after a jump ends here, since another jump may follow; the gain so far, None of too few losses."""
+        is_known = self.follows_jump and self.count >= MIN_LOSSES
+        gain = self.promised - self.total / self.count - self.control.mean if is_known else None
+        self._begin(follows_jump=False)
+        return gain
 
     def undone(self) -> None:
         """The weights are those before the jump again: the window says nothing of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,16 @@ from gpuworkbench.hybrid.low_rank import compress
 from gpuworkbench.hybrid.residuals import ResidualStore, compare
 from gpuworkbench.hybrid.signals import StepSignals
 from gpuworkbench.parts import Part
+from tests.fixtures.local_run import torch_settings
 from tests.fixtures.recorded_signals import recorded
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices of these sizes are not worth a second thread, which on a busy machine waits for its turn."""
+    with torch_settings():
+        torch.set_num_threads(1)
+        yield
 
 
 def through_json(part: Part) -> Part:

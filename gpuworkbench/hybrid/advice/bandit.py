@@ -23,7 +23,19 @@ def arms_of(predictor: str, longest: int, *, averages: bool) -> tuple[Arm, ...]:
 class BanditAdvice(PlainState, NoAdvice):
     """A jump's reward comes when its window of true steps is over (or at once, when the probe undoes it)."""
 
-    NAMES = ("chosen", "context", "planned_step", "cost", "lr", "top_lr", "progress", "waiting", "told")
+    NAMES = (
+        "chosen",
+        "context",
+        "played",
+        "played_context",
+        "planned_step",
+        "cost",
+        "lr",
+        "top_lr",
+        "progress",
+        "waiting",
+        "told",
+    )
     CHILDREN = ("bandit", "meter", "costs")
 
     def __init__(self, arms: tuple[Arm, ...], costs: Costs) -> None:
@@ -35,6 +47,7 @@ class BanditAdvice(PlainState, NoAdvice):
         self.bandit, self.meter = LinUcb(self.arms), BenefitMeter()
         self.chosen: str = OFF  # name of the arm that the plan of `planned_step` is of
         self.context: list[float] = []
+        self.played, self.played_context = OFF, [0.0]  # of the jump that waits for its reward
         self.planned_step, self.cost = -1, 0.0
         self.lr, self.top_lr, self.progress = 0.0, 0.0, 0.0
         self.waiting = False  # for the window of a jump that stands
@@ -69,7 +82,7 @@ class BanditAdvice(PlainState, NoAdvice):
             self.chosen, self.planned_step = choice.arm.name, step
             if choice.switched:
                 self.told.append(["prediction_off", f"prediction is switched off: {choice.reason}"])
-        arm = self._arm()
+        arm = self._arm(self.chosen)
         if arm is None:
             mean = self.bandit.mean_reward
             return Plan(f"prediction is off: measured benefit {0.0 if mean is None else mean:+.3g} is not above 0")
@@ -77,8 +90,10 @@ class BanditAdvice(PlainState, NoAdvice):
 
     def judged(self, outcome: Outcome) -> None:
         """One jump of the prediction: its cost counts whether it stands or not."""
-        if self.waiting:
-            self._cancel()
+        if self.waiting and (gain := self.meter.cut()) is not None:
+            self._reward(gain)
+        self.waiting = False  # too few steps since the last one: the next window judges both
+        self.played, self.played_context = self.chosen, list(self.context)
         self._last_s = None  # the time to the next step holds the jump
         self.cost += self.costs.of_jump(outcome.probes, outcome.seconds)
         if outcome.accepted:
@@ -98,19 +113,15 @@ class BanditAdvice(PlainState, NoAdvice):
         found, self.told = self.told, []
         return [(code, message) for code, message in found]
 
-    def _cancel(self) -> None:
-        """Another jump of the same prediction follows before the window is over: its window judges both."""
-        self.waiting = False
-
     def _reward(self, gain: float) -> None:
-        arm, cost = self._arm(), self.cost
+        arm, cost = self._arm(self.played), self.cost
         self.waiting, self.cost = False, 0.0
-        if arm is None or not self.context:
+        if arm is None or not self.played_context:
             return
-        change = self.bandit.reward(arm, self.context, advantage(gain, cost, self.meter.rate))
+        change = self.bandit.reward(arm, self.played_context, advantage(gain, cost, self.meter.rate))
         if change is not None:
             code = "prediction_off" if change.arm.predictor == OFF else "prediction_on"
             self.told.append([code, f"prediction is switched {code[11:]}: {change.reason}"])
 
-    def _arm(self) -> Arm | None:
-        return next((arm for arm in self.arms if arm.name == self.chosen), None)
+    def _arm(self, name: str) -> Arm | None:
+        return next((arm for arm in self.arms if arm.name == name), None)
