@@ -47,10 +47,12 @@ class HybridConfig(Section, frozen=True, kw_only=True):
     ] = 1.0
     dynamics: Annotated[bool, doc("train the dynamics model beside the run; it gives the confidence")] = False
     dynamics_device: Annotated[Literal["device", "host"], doc("where the dynamics model computes")] = "host"
-    corrector: Annotated[bool, doc("correct predicted losses and coefficients by the residuals of past ones")] = False
-    bandit: Annotated[
-        bool, doc("let a bandit choose predictor and horizon, and switch prediction off where it does not pay")
+    corrector: Annotated[
+        bool, doc("correct predicted losses by the residuals of past ones, and store shadow proposals")
     ] = False
+    bandit: Annotated[bool, doc("let a bandit choose the horizon, and switch prediction off where it does not pay")] = (
+        False
+    )
     auto_tuning: Annotated[
         bool, doc("plateau restarts, adaptive clipping and gradient bands, each told as an event")
     ] = False
