@@ -161,7 +161,7 @@ def test_checkpointing_keeps_inputs_and_activation_offload_moves_the_rest() -> N
 
 
 def test_state_on_the_host_is_pinned_and_counted_there() -> None:
-    exact = known(config("rtx5080_1b_exact"))
+    exact = known(config("rtx5080_1b_exact", hybrid={"enabled": False}))
     storage = storage_bytes(config("rtx5080_1b_exact"))
     n_params = storage.weights // 2
     assert exact.pinned_bytes == storage.host_state == 12 * n_params
@@ -170,7 +170,7 @@ def test_state_on_the_host_is_pinned_and_counted_there() -> None:
 
 
 def test_a_predictors_state_lies_where_it_is_told_to() -> None:
-    off = known(config("rtx5080_1b"))
+    off = known(config("rtx5080_1b", hybrid={"enabled": False}))
     host = known(config("rtx5080_1b", hybrid={"enabled": True, "state_device": "host"}))
     device = known(config("rtx5080_1b", hybrid={"enabled": True, "state_device": "device"}))
     storage = storage_bytes(config("rtx5080_1b"))
