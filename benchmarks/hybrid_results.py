@@ -67,6 +67,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"Seeds {span(result['seeds'])}, budgets of {budgets} steps, L* at {result['reference']}. "
         f"{where}; torch {machine['torch']}, Python {machine['python']}. "
         f"{result['training_seconds'] / 60:.0f} minutes of training on a shared machine. "
+        f"Hybrid keys: {hybrid_keys(result)}. "
         f"Decided beforehand (sha256 {result['preregistration_sha256'][:16]}), {registered(result)}.",
         "",
         *(f"    {line}" for line in command(result)),
@@ -154,6 +155,12 @@ def command(result: dict[str, Any]) -> list[str]:
             lines.append("    ")
         lines[-1] += f"{part} "
     return [*(f"{line}\\" for line in lines[:-1]), lines[-1].rstrip()]
+
+
+def hybrid_keys(result: dict[str, Any]) -> str:
+    """The numbers that phases and predictors go by, as they were: a preset may have others by now."""
+    values = result["config"]["hybrid"].items()
+    return ", ".join(f"{key} {value:g}" for key, value in values if type(value) in (int, float))
 
 
 def registered(result: dict[str, Any]) -> str:
