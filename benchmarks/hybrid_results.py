@@ -129,6 +129,14 @@ def sentences(result: dict[str, Any]) -> list[str]:
             f"The control `null` jumps nowhere and pays for it all the same: {row['cost_per_step'] - 1:.1%} more cost "
             f"a step, {row['cpu_overhead']['relative']:+.1%} CPU time [{low:+.1%}, {high:+.1%}]."
         )
+    for name, row in arms.items():
+        if row["loss"] == result["arms"]["baseline"]["loss"]:
+            low, high = row["cpu_overhead"]["interval"]
+            lines.append(
+                f"`{name}` is the very training that tuning chose as the baseline. Its CPU time differs from the baseline's "
+                f"by {row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}] all the same: so much of any "
+                "difference in time is the machine's."
+            )
     if not result["is_complete"]:
         lines.append("Not complete: some trials are still to do.")
     return lines
