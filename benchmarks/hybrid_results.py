@@ -67,6 +67,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"Seeds {span(result['seeds'])}, budgets of {budgets} steps, L* at {result['reference']}. "
         f"{where}; torch {machine['torch']}, Python {machine['python']}. "
         f"{result['training_seconds'] / 60:.0f} minutes of training on a shared machine. "
+        f"Hybrid keys: {hybrid_keys(result)}. "
         f"Decided beforehand (sha256 {result['preregistration_sha256'][:16]}), {registered(result)}.",
         "",
         *(f"    {line}" for line in command(result)),
@@ -128,6 +129,14 @@ def sentences(result: dict[str, Any]) -> list[str]:
             f"The control `null` jumps nowhere and pays for it all the same: {row['cost_per_step'] - 1:.1%} more cost "
             f"a step, {row['cpu_overhead']['relative']:+.1%} CPU time [{low:+.1%}, {high:+.1%}]."
         )
+    for name, row in arms.items():
+        if row["loss"] == result["arms"]["baseline"]["loss"]:
+            low, high = row["cpu_overhead"]["interval"]
+            lines.append(
+                f"`{name}` is the very training that tuning chose as the baseline. Its CPU time differs from the "
+                f"baseline's by {row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}] all the same: so much of any "
+                "difference in time is the machine's."
+            )
     if not result["is_complete"]:
         lines.append("Not complete: some trials are still to do.")
     return lines
@@ -154,6 +163,12 @@ def command(result: dict[str, Any]) -> list[str]:
             lines.append("    ")
         lines[-1] += f"{part} "
     return [*(f"{line}\\" for line in lines[:-1]), lines[-1].rstrip()]
+
+
+def hybrid_keys(result: dict[str, Any]) -> str:
+    """The numbers that phases and predictors go by, as they were: a preset may have others by now."""
+    values = result["config"]["hybrid"].items()
+    return ", ".join(f"{key} {value:g}" for key, value in values if type(value) in (int, float))
 
 
 def registered(result: dict[str, Any]) -> str:

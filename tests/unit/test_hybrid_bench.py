@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuworkbench.commands.bench_hybrid import chosen_arms
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.schema import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from gpuworkbench.errors import ConfigError, RunError, UsageError, WorkbenchError
@@ -28,6 +29,7 @@ from gpuworkbench.plan.hybrid_bench import (
 )
 from gpuworkbench.plan.hybrid_bench_files import BenchFiles, default_directory, open_bench, stem_of
 from gpuworkbench.plan.hybrid_configs import arm_config
+from gpuworkbench.registry import PREDICTORS
 
 PRESET = Tuned("cosine", 1e-3, None)
 CONFIG = RunConfig(
@@ -197,6 +199,19 @@ def test_an_arms_keys_come_last_and_odd_ones_are_refused() -> None:
         arm_config(CONFIG, Arm(name="b", what="", sets={"hybrid.outer_l": 1}), work)
     with pytest.raises(ConfigError, match=r"the arm c: hybrid\.outer_lr = 99 is not a number"):
         arm_config(CONFIG, Arm(name="c", what="", sets={"hybrid.outer_lr": 99}), work)
+
+
+@pytest.mark.parametrize("is_tuned", [True, False])
+def test_every_arm_that_there_is_can_be_trained(is_tuned: bool) -> None:
+    """Each predictor of the registry, each control, whatever keys they need."""
+    arms = chosen_arms(None, [], is_tuned=is_tuned)
+    assert arms[0].name == "baseline"
+    assert {arm.name for arm in arms} >= {"null", "random", "ema_eval", *PREDICTORS}
+    assert ("preset" in {arm.name for arm in arms}) == is_tuned
+    for arm in arms:
+        found = arm_config(CONFIG, arm, Work(arm.name, 7, 400, 3e-3, "linear"))
+        assert found.hybrid.enabled == arm.is_hybrid
+        assert not arm.is_hybrid or found.hybrid.predictor == arm.name
 
 
 def test_what_was_decided_is_written_once_and_before_any_trial(tmp_path: Path) -> None:
