@@ -15,7 +15,7 @@ WORKERS ?= 2
 # Hundreds of processes start in the tests: with bytecode that stays, each of them a quarter sooner.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint types unit soak install dev bench pictures clean help
+.PHONY: run test compiled lint types unit soak install dev bench pictures clean help
 
 help:
 	@echo "make run    set up .venv, train the quickstart preset, let it write a sample"
@@ -30,8 +30,12 @@ run: install
 	$(BIN)/gpuworkbench --headless --preset quickstart --run-id $(RUN_ID)
 	$(BIN)/gpuworkbench sample $(RUN_ID) --tokens 80
 
-test: dev lint types
+test: dev lint types compiled
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Where PYTHONDONTWRITEBYTECODE is set, each of the tests' many processes would compile the whole package by itself.
+compiled: dev
+	$(BIN)/python -m compileall -q gpuworkbench
 
 lint: dev
 	$(BIN)/ruff check .
@@ -40,7 +44,7 @@ lint: dev
 types: dev
 	$(BIN)/mypy
 
-unit: dev
+unit: dev compiled
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/training
 
 soak: dev
