@@ -134,8 +134,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
             low, high = row["cpu_overhead"]["interval"]
             lines.append(
                 f"`{name}` is the very training that tuning chose as the baseline. Its CPU time differs from the "
-                f"baseline's by {row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}] all the same: so much of any "
-                "difference in time is the machine's."
+                f"baseline's by {row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}] all the same: so much of "
+                "any difference in time is the machine's."
             )
     if not result["is_complete"]:
         lines.append("Not complete: some trials are still to do.")
