@@ -15,11 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, load_same_tokens
-from gpuworkbench.errors import DoesNotFitError, ExitCode, WorkbenchError
+from gpuworkbench.errors import ExitCode, WorkbenchError
+from gpuworkbench.gpu.host import cpu_name
 from gpuworkbench.plan.hybrid_bench import (
     Arm,
     BenchPlan,
@@ -33,8 +32,8 @@ from gpuworkbench.plan.hybrid_bench import (
 from gpuworkbench.plan.hybrid_bench_files import BenchFiles
 from gpuworkbench.plan.hybrid_configs import arm_config
 from gpuworkbench.runs.lock import RunLock
+from gpuworkbench.tools.bench_process import PROGRESS_INTERVAL_S, emit, refusing_what_does_not_fit, run_as_process
 
-PROGRESS_INTERVAL_S = 0.5
 TUNING = Arm(name="tuning", what="tunes the baseline")
 
 
@@ -73,19 +72,9 @@ def main(directory: str) -> int:
 
 def compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
     """Trials until the plan has no more. Raises DoesNotFitError, ConfigError."""
-    from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
-    from gpuworkbench.training.out_of_memory import run_device
-
     files.write(files.machine, machine(config))
-    try:
+    with refusing_what_does_not_fit(config):
         _compare(files, plan, config, data, progress)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DoesNotFitError(
-            f"a trial does not fit the {run_device(config)}: {first_line(error)}",
-            "halve train.micro_batch_size and double train.grad_accum_steps",
-        ) from None
 
 
 def _compare(files: BenchFiles, plan: BenchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
@@ -147,7 +136,7 @@ def machine(config: RunConfig) -> Mapping[str, Any]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads() if config.train.threads is None else config.train.threads,
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
@@ -157,23 +146,5 @@ def machine(config: RunConfig) -> Mapping[str, Any]:
     }
 
 
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-
-
-def emit(**fields: object) -> None:
-    """One line of JSON, flushed."""
-    sys.stdout.buffer.write(msgspec.json.encode(fields) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1]))
-    except BrokenPipeError:
-        sys.stdout = None  # or the interpreter's own flush complains
-        sys.exit(ExitCode.STOPPED)
+    run_as_process(main)

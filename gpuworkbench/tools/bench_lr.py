@@ -12,11 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.data import PreparedData, load_same_tokens
-from gpuworkbench.errors import DoesNotFitError, ExitCode, WorkbenchError
+from gpuworkbench.errors import ExitCode, WorkbenchError
 from gpuworkbench.plan.lr_search import (
     MAX_EXTENSIONS,
     RangeTest,
@@ -28,8 +26,7 @@ from gpuworkbench.plan.lr_search import (
 )
 from gpuworkbench.plan.lr_search_files import SearchFiles
 from gpuworkbench.runs.lock import RunLock
-
-PROGRESS_INTERVAL_S = 0.5
+from gpuworkbench.tools.bench_process import PROGRESS_INTERVAL_S, emit, refusing_what_does_not_fit, run_as_process
 
 
 class Progress:
@@ -74,18 +71,8 @@ def main(directory: str) -> int:
 
 def search(files: SearchFiles, plan: SearchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
     """Range test where one is wanted and missing, then trials until the plan has no more. Raises DoesNotFitError."""
-    from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
-    from gpuworkbench.training.out_of_memory import run_device
-
-    try:
+    with refusing_what_does_not_fit(config):
         _search(files, plan, config, data, progress)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DoesNotFitError(
-            f"a trial does not fit the {run_device(config)}: {first_line(error)}",
-            "halve train.micro_batch_size and double train.grad_accum_steps",
-        ) from None
 
 
 def _search(files: SearchFiles, plan: SearchPlan, config: RunConfig, data: PreparedData, progress: Progress) -> None:
@@ -124,15 +111,5 @@ def run_range_test(plan: SearchPlan, config: RunConfig, data: PreparedData, prog
     return RangeTest(lrs=tuple(lrs[: len(losses)]), losses=losses, seconds=result.seconds)
 
 
-def emit(**fields: object) -> None:
-    """One line of JSON, flushed."""
-    sys.stdout.buffer.write(msgspec.json.encode(fields) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1]))
-    except BrokenPipeError:
-        sys.stdout = None  # or the interpreter's own flush complains
-        sys.exit(ExitCode.STOPPED)
+    run_as_process(main)

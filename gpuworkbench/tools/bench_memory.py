@@ -31,6 +31,7 @@ from gpuworkbench.io import atomic_write_bytes, atomic_write_json, read_regular_
 from gpuworkbench.memory.allocation_profile import card_snapshot, timeline
 from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.memory_bench import BenchPlan, BenchResult, CaseResult
+from gpuworkbench.tools.bench_process import emit, run_as_process
 from gpuworkbench.training.loop import train_one_step
 from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.training.trial import scratch_run, train_trial
@@ -245,15 +246,5 @@ def environment() -> dict[str, Any]:
     }
 
 
-def emit(**fields: object) -> None:
-    """One line of JSON, flushed."""
-    sys.stdout.buffer.write(msgspec.json.encode(fields) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1]))
-    except BrokenPipeError:
-        sys.stdout = None  # or the interpreter's own flush complains
-        sys.exit(ExitCode.STOPPED)
+    run_as_process(main)
