@@ -133,9 +133,9 @@ def sentences(result: dict[str, Any]) -> list[str]:
         if row["loss"] == result["arms"]["baseline"]["loss"]:
             low, high = row["cpu_overhead"]["interval"]
             lines.append(
-                f"`{name}` is the very training that tuning chose as the baseline. Its CPU time differs from the "
-                f"baseline's by {row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}] all the same: so much of "
-                "any difference in time is the machine's."
+                f"`{name}` is the very training that tuning chose as the baseline, and its CPU time differs by "
+                f"{row['cpu_overhead']['relative']:+.1%} [{low:+.1%}, {high:+.1%}]: so much of any difference "
+                "in time is the machine's."
             )
     if not result["is_complete"]:
         lines.append("Not complete: some trials are still to do.")
