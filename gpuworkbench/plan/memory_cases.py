@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gpuworkbench.config.accumulation import same_tokens
 from gpuworkbench.config.fields import Section
+from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.memory_section import MemoryConfig
 from gpuworkbench.config.schema import RunConfig
@@ -110,12 +111,13 @@ class Planned(Struct, frozen=True, kw_only=True):
 def planned(config: RunConfig, names: frozenset[str] | None = None) -> Iterator[Planned]:
     """`plain` first, then the cases (those named, or all), and the configuration as it is where it differs.
 
-    The hybrid trainer is off in all of them: what it holds itself would be in every figure.
+    The hybrid trainer is off (`without_hybrid`), but where a key would be refused then: whoever measures makes the
+    predicted stretch himself.
     """
     replace = msgspec.structs.replace
-    config = replace(config, hybrid=replace(config.hybrid, enabled=False))
+    hybrid = config.hybrid if config.hybrid.enabled else HybridConfig(enabled=True)
     precision = config.memory.precision
-    plain = replace(config, memory=MemoryConfig(precision=precision))
+    plain = without_hybrid(replace(config, memory=MemoryConfig(precision=precision)))
     yield Planned(name=PLAIN, changed={}, config=plain)
     for case in CASES:
         if names is not None and case.name not in names:
@@ -128,7 +130,8 @@ def planned(config: RunConfig, names: frozenset[str] | None = None) -> Iterator[
             train = replace(config.train, **train_keys)
             changed |= _differing("train", train, config.train)
             validation = replace(config.eval, micro_batch_size=config.eval_micro_batch_size)  # the same in all
-            made = checked(replace(config, memory=memory, train=train, eval=validation))
+            predicts = replace(hybrid, enabled=memory.optimizer_offload == "predict_aware")
+            made = checked(replace(config, memory=memory, train=train, eval=validation, hybrid=predicts))
         except ConfigError as error:
             yield Planned(name=case.name, changed=changed, config=None, refused=error.message)
         else:
@@ -136,6 +139,11 @@ def planned(config: RunConfig, names: frozenset[str] | None = None) -> Iterator[
     own = _differing("memory", config.memory, plain.memory)
     if own and (names is None or AS_CONFIGURED in names):
         yield Planned(name=AS_CONFIGURED, changed=own, config=config)
+
+
+def without_hybrid(config: RunConfig) -> RunConfig:
+    """As it is measured: what the hybrid trainer holds itself would be in every figure."""
+    return msgspec.structs.replace(config, hybrid=msgspec.structs.replace(config.hybrid, enabled=False))
 
 
 def checked(config: RunConfig) -> RunConfig:
