@@ -71,6 +71,30 @@ def format_duration(seconds: float | None) -> str:
     return f"{days} d {hours:02d} h"
 
 
+_COUNT = re.compile(
+    r"(?P<whole>\d{1,3}(?:[_,]\d{3})+|\d{1,19})(?:\.(?P<fraction>\d{1,18}))?(?:e\+?(?P<power>\d{1,2})|(?P<unit>[kmgbt]))?",
+    re.IGNORECASE | re.ASCII,
+)
+_POWERS = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
+MAX_PARSED_COUNT = 10**18
+
+
+def parse_count(text: str) -> int:
+    """`10B`, `1e9`, `2.5M`, `1_000_000` and `1,000,000` as a whole number. Raises ValueError."""
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text[:80]!r} is not a count such as 1000000, 1e9 or 10B")
+    power = int(match["power"] or _POWERS.get((match["unit"] or "").lower(), 0))
+    fraction = match["fraction"] or ""
+    digits = int(re.sub("[_,]", "", match["whole"]) + fraction)
+    count, rest = divmod(digits * 10**power, 10 ** len(fraction))
+    if rest:
+        raise ValueError(f"{text[:80]!r} is not a whole number")
+    if count > MAX_PARSED_COUNT:
+        raise ValueError(f"{text[:80]!r} is more than 1e18")
+    return count
+
+
 def format_count(count: float | None) -> str:
     """`124439808` -> `124.4M`; `None` -> `n/a`."""
     if count is None or not math.isfinite(count):

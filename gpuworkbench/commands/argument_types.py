@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from gpuworkbench.units import parse_count
+
 
 def natural(text: str) -> int:
     """A whole number from 0 on."""
@@ -17,6 +19,17 @@ def positive(text: str) -> int:
     value = natural(text)
     if value < 1:
         raise argparse.ArgumentTypeError("give a whole number from 1 on")
+    return value
+
+
+def token_count(text: str) -> int:
+    """A number of tokens from 1 on, also as 1e9, 10B or 1_000_000."""
+    try:
+        value = parse_count(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if value < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1 on, such as 1e9 or 10B")
     return value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpuworkbench.commands.argument_types import positive
+from gpuworkbench.commands.argument_types import token_count
 
 TIERS = ("analytic", "trace", "probe")
 
@@ -35,4 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="formulas, a traced step, or two real steps on this machine (analytic)",
     )
     how.add_argument("--fit", action="store_true", help="list other ways to make the same step even if it fits")
-    how.add_argument("--tokens", type=positive, metavar="N", help="hours, energy and disk for so many tokens")
+    how.add_argument(
+        "--tokens", type=token_count, metavar="N", help="hours, energy and disk for so many tokens: 1e9, 10B, 1_000_000"
+    )

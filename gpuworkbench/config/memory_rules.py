@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gpuworkbench import registry
+from gpuworkbench.config.hybrid_section import HybridConfig
+from gpuworkbench.config.predictors import spec_of
 from gpuworkbench.config.schema import RunConfig
 
 PRECISIONS = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
@@ -23,6 +26,7 @@ def memory_problems(config: RunConfig) -> Iterator[Rule]:
     yield from _bf16_products(config)
     yield from _small_formats(config)
     yield from _streamed(config)
+    yield from _predict_aware(config)
     yield from _in_backward(config)
 
 
@@ -60,6 +64,32 @@ def _streamed(config: RunConfig) -> Iterator[Rule]:
         if getattr(memory, other):
             what = f"'streamed' keeps exact fp32 state on the host and does not go with memory.{other}"
             yield Rule(key, what, "leave one of them out")
+
+
+def _predict_aware(config: RunConfig) -> Iterator[Rule]:
+    """State leaves while a stretch is predicted, so there must be one, and time in it to leave and return."""
+    if config.memory.optimizer_offload != "predict_aware":
+        return
+    key, hybrid = "memory.optimizer_offload", config.hybrid
+    if not hybrid.enabled:
+        what = "'predict_aware' has no effect: nothing is predicted with hybrid.enabled = false"
+        yield Rule(key, what, "set it to 'none' or 'streamed', or hybrid.enabled = true")
+    elif hybrid.predictor in registry.PREDICTORS and not _ever_leaves(hybrid):
+        name = "full_steps" if spec_of(hybrid.predictor).averages else "max_predict_steps"
+        steps = getattr(hybrid, name)
+        what = f"'predict_aware' has no effect: no jump is longer than a step with hybrid.{name} = {steps}"
+        interval = "" if steps == 1 else f" and hybrid.correction_interval = {hybrid.correction_interval}"
+        yield Rule(key, what + interval, f"set hybrid.{name} to 3 or more, or leave it out")
+
+
+def _ever_leaves(hybrid: HybridConfig) -> bool:
+    """Whether a predicted phase at its longest gives the state time: a jump over several virtual steps, or several
+    true steps between jumps (PhaseController.jumps_of and .planned; PredictAwareOffload.enter_phase)."""
+    averages = spec_of(hybrid.predictor).averages
+    horizon = hybrid.full_steps if averages else hybrid.max_predict_steps
+    longest = min(horizon, 0 if averages else hybrid.correction_interval) or horizon
+    true_steps_between = -(-horizon // longest) - 1
+    return longest > 1 or true_steps_between > 1
 
 
 def _in_backward(config: RunConfig) -> Iterator[Rule]:

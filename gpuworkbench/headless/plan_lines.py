@@ -41,7 +41,8 @@ def _head(plan: Plan) -> Iterator[str]:
     shape = f"{config.train.micro_batch_size} x {config.train_seq_len} x {config.train.grad_accum_steps}"
     n_params = format_count(plan.estimate.n_params)
     yield f"{safe_text(config.label)}: {n_params} parameters, {config.tokens_per_step:,} tokens a step ({shape})"
-    yield f"planned for {plan.target.label}"
+    capped = config.simulated_card if plan.target.kind == "cuda" else None
+    yield f"planned for {plan.target.label}{f', capped: {capped}' if capped else ''}"
 
 
 def _waterfall(plan: Plan, width: int, draw: Callable[[float | None, int], str]) -> Iterator[str]:

@@ -67,11 +67,10 @@ class PredictAwareOffload(Strategy):
 
     name = "predict_aware_offload"
 
-    def __init__(self, lookahead_steps: int, *, activation_bytes: int = 0, has_predicted_phases: bool = True) -> None:
+    def __init__(self, lookahead_steps: int, *, activation_bytes: int = 0) -> None:
         """`activation_bytes`: what a micro-batch keeps for backward, which is not there in a predicted phase."""
         self.lookahead_steps = lookahead_steps
         self.activation_bytes = activation_bytes
-        self.has_predicted_phases = has_predicted_phases
         self.place = Place.HERE
         self.phase = ""
         self._num_bytes = 0
@@ -97,7 +96,6 @@ class PredictAwareOffload(Strategy):
         return cls(
             memory.offload_lookahead_steps,
             activation_bytes=train.micro_batch_size * config.train_seq_len * per_token,
-            has_predicted_phases=config.hybrid.enabled,
         )
 
     def attach(self, context: StrategyContext) -> None:
@@ -109,8 +107,6 @@ class PredictAwareOffload(Strategy):
 
     def enter_phase(self, phase: str, planned_steps: int | None) -> None:
         """Entering `predict` the state begins to leave; another phase needs it, so it begins to return."""
-        if not self.phase and not self.has_predicted_phases:
-            self._warn("no phase is predicted, so the optimizer's state stays", "set hybrid.enabled = true")
         entered, self.phase = phase != self.phase, phase
         if entered and phase == PREDICT:
             self._discard()

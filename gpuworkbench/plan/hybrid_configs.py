@@ -30,6 +30,8 @@ def arm_config(config: RunConfig, arm: Arm, work: Work) -> RunConfig:
         "hybrid.ema_eval_decay": 0.0,
         **arm.sets,
     }
+    if not arm.is_hybrid and config.memory.optimizer_offload == "predict_aware":
+        keys["memory.optimizer_offload"] = "none"  # the same training: nothing is predicted that state could leave in
     table = parse_toml(dump_toml(config), "the preset")
     table["train"].pop("max_epochs", None)
     where = f"the arm {arm.name}"

@@ -110,6 +110,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "disk_bytes": predicted.disk_bytes,
         "kind": plan.target.kind,
         "target": plan.target.label,
+        "simulated_card": plan.config.simulated_card,
         "tier": plan.tier,
         "n_params": predicted.n_params,
         "moment": predicted.moment,

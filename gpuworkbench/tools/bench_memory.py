@@ -31,6 +31,7 @@ from gpuworkbench.io import atomic_write_bytes, atomic_write_json, read_regular_
 from gpuworkbench.memory.allocation_profile import card_snapshot, timeline
 from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.memory_bench import BenchPlan, BenchResult, CaseResult
+from gpuworkbench.plan.memory_cases import without_hybrid
 from gpuworkbench.tools.bench_process import emit, run_as_process
 from gpuworkbench.training.loop import train_one_step
 from gpuworkbench.training.setup import TrainingRun
@@ -77,8 +78,8 @@ def main(directory: str) -> int:
 
 
 def read_config(path: Path) -> RunConfig:
-    """One case. Raises ConfigError."""
-    return build(parse_toml(read_config_file(path), str(path)), str(path))
+    """One case, the predicted stretch left to us. Raises ConfigError."""
+    return without_hybrid(build(parse_toml(read_config_file(path), str(path)), str(path)))
 
 
 def measure(plan: BenchPlan, configs: Sequence[RunConfig], data: PreparedData) -> BenchResult:

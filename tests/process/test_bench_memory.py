@@ -33,3 +33,20 @@ def test_two_strategies_measured_and_stored(workspace: Workspace, tmp_path: Path
     assert all(case["step_time_ratio"] > 0 and len(case["step_times_s"]) == 1 for case in (plain, checkpointed))
     assert profile.read_text().startswith("seconds,bytes,label\n")
     assert ",predict\n" in profile.read_text()
+
+
+def test_small_formats_and_streamed_state_are_measured(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    names = ["packed AdamW, in backward", "streamed state, bf16 weights"]
+    flags = [word for name in names for word in ("--case", name)]
+    preset = str(workspace.preset)
+    done = workspace.call(
+        "bench", "memory", "--preset", preset, "--steps", "3", "--rounds", "1", *flags, "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    plain, packed, streamed = json.loads(out.read_text())["cases"]
+    assert [packed["name"], streamed["name"]] == names
+    assert packed["refused"] == streamed["refused"] == ""
+    assert packed["val_loss"] == pytest.approx(plain["val_loss"], rel=0.01)
+    assert streamed["val_loss"] == pytest.approx(plain["val_loss"], rel=0.01)
+    assert streamed["offloaded_bytes"] > 0

@@ -11,6 +11,8 @@ from gpuworkbench.training.attempt import finish
 from gpuworkbench.training.setup import TrainingRun
 from tests.fixtures.local_run import LocalRuns, final_tensors, killed, on_reaching
 
+# On, but never beyond its warm-up: the test changes phases.
+HYBRID = {"hybrid.enabled": True, "hybrid.warmup_steps": 1000}
 BASE = {"train.max_steps": 6, "checkpoint.interval_steps": 2, "model.n_layer": 2, "eval.interval_steps": 3}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "chunked": {"memory.chunked_cross_entropy": True, "memory.cross_entropy_chunk_rows": 8},
@@ -18,7 +20,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "every": {"memory.activation_checkpointing": "every_n", "model.dropout": 0.1},
     "selective": {"memory.activation_checkpointing": "selective", "model.dropout": 0.1},
     "offload": {"memory.activation_offload": True, "model.dropout": 0.1},
-    "predict-aware": {"memory.optimizer_offload": "predict_aware"},
+    "predict-aware": {"memory.optimizer_offload": "predict_aware", **HYBRID},
     "by-phase": {"memory.precision_predict": "bf16"},
     "fp16-phase": {"memory.precision_predict": "fp16"},
     "together": {
@@ -27,6 +29,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "memory.activation_offload": True,
         "memory.optimizer_offload": "predict_aware",
         "memory.precision_predict": "bf16",
+        **HYBRID,
     },
 }
 

@@ -227,6 +227,33 @@ class TestRefusals:
         assert "data.source: is empty" in refusal(merge(BASE, {"data": {"source": " "}}))
         assert "data.tokenizer: 'a b' is not known" in refusal(merge(BASE, {"data": {"tokenizer": "a b"}}))
 
+    @pytest.mark.parametrize(
+        ("hybrid", "words"),
+        [
+            (
+                {},
+                "'predict_aware' has no effect: nothing is predicted with hybrid.enabled = false; set it to 'none' or",
+            ),
+            ({"enabled": True, "predictor": "outer_nesterov", "full_steps": 1}, "with hybrid.full_steps = 1; set"),
+            ({"enabled": True, "predictor": "line_jump", "max_predict_steps": 1}, "hybrid.max_predict_steps = 1; set"),
+            (
+                {"enabled": True, "predictor": "line_jump", "max_predict_steps": 2, "correction_interval": 1},
+                "hybrid.max_predict_steps = 2 and hybrid.correction_interval = 1; set hybrid.max_predict_steps to 3",
+            ),
+            ({"enabled": True, "predictor": "line_jump", "max_predict_steps": 3, "correction_interval": 1}, ""),
+            ({"enabled": True, "predictor": "line_jump", "max_predict_steps": 2, "correction_interval": 0}, ""),
+            ({"enabled": True, "predictor": "outer_nesterov", "full_steps": 2, "max_predict_steps": 1}, ""),
+        ],
+    )
+    def test_state_that_would_never_leave(self, hybrid: dict[str, Any], words: str) -> None:
+        table = merge(BASE, {"memory": {"optimizer_offload": "predict_aware"}, "hybrid": hybrid})
+        if not words:
+            build(table, "a.toml")
+            return
+        line = refusal(table)
+        assert line.startswith("a.toml: memory.optimizer_offload: ")
+        assert words in line
+
     def test_deep_nesting_is_refused_without_recursion(self) -> None:
         deep: Any = 1
         for _ in range(100_000):

@@ -183,6 +183,18 @@ def test_a_trial_has_its_whole_schedule_in_its_own_steps() -> None:
     assert not linear.hybrid.enabled
 
 
+def test_an_arm_without_prediction_keeps_its_state_where_it_is() -> None:
+    config = msgspec.structs.replace(
+        CONFIG,
+        memory=msgspec.structs.replace(CONFIG.memory, optimizer_offload="predict_aware"),
+        hybrid=msgspec.structs.replace(CONFIG.hybrid, enabled=True),
+    )
+    work = Work("own", 7, 400, 3e-3, "linear")
+    jumps = Arm(name="jumps", what="", is_hybrid=True)
+    offloads = {arm.is_hybrid: arm_config(config, arm, work).memory.optimizer_offload for arm in (ARMS[0], jumps)}
+    assert offloads == {False: "none", True: "predict_aware"}
+
+
 def test_a_preset_with_a_warm_down_keeps_its_share() -> None:
     stable = ScheduleConfig(name="warmup_stable_decay", warmup_steps=10, warmdown_steps=700)
     config = msgspec.structs.replace(CONFIG, schedule=stable)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gpuworkbench.config.presets import configure, load_preset
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.plan.analytic import TIGHT_SHARE, estimate
+from gpuworkbench.plan.fit_me import candidates
 from gpuworkbench.plan.memory_fix import FIX_KEYS, find_fix, micro_batches, with_changes
 from gpuworkbench.units import GIB
 
@@ -101,3 +102,13 @@ def test_a_change_that_the_configuration_refuses_is_passed_over() -> None:
     assert fix is not None
     assert fix.changes == {"train.micro_batch_size": 1, "train.grad_accum_steps": 24}
     assert set(fix.changes) <= set(FIX_KEYS)
+
+
+def test_state_is_never_moved_for_predictions_that_nobody_makes() -> None:
+    """Neither as the one fix nor among the other ways."""
+    for limit_gib in (1, 2, 4, 8):
+        made = config()
+        assert not made.hybrid.enabled
+        fix = find_fix(made, kind="cuda", limit_bytes=limit_gib * GIB)
+        assert fix is None or fix.changes.get("memory.optimizer_offload") != "predict_aware"
+    assert all(each.memory.optimizer_offload != "predict_aware" for each in candidates(config(), "cuda"))

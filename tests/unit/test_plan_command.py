@@ -163,6 +163,36 @@ def test_host_pinned_memory_and_disk_are_judged_where_they_are_known() -> None:
 def test_a_capped_card_is_no_larger_than_its_cap(capsys: pytest.CaptureFixture[str]) -> None:
     code, answer = plan(capsys, "--preset", "rtx5080_1b", "--card", "16GiB", "--set", "device.memory_limit_gib=8")
     assert (code, answer["limit_bytes"]) == (4, 8 * GIB)
+    assert answer["simulated_card"] == "simulated card, 8 GiB"
+
+
+def test_a_capped_card_is_called_a_simulated_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--preset", "rtx5080_1b", "--card", "24GiB"]
+    assert cli.main([*words, "--set", "device.memory_limit_gib=16"]) == 0
+    head, below = capsys.readouterr().out.splitlines()[:2]
+    assert head.startswith("rtx5080_1b (simulated card, 16 GiB): ")
+    assert below == "planned for a card of 24 GiB, capped: simulated card, 16 GiB"
+    assert cli.main(words) == 0
+    assert "simulated" not in capsys.readouterr().out
+    assert plan(capsys, *words[1:])[1]["simulated_card"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("1e9", 10**9), ("10B", 10**10), ("1_000_000", 10**6), ("1,000,000", 10**6), ("2.5M", 2_500_000),
+     ("1.5e3", 1500), ("100k", 10**5), ("1T", 10**12), ("7", 7), ("1e18", 10**18), ("1E+9", 10**9)],
+)  # fmt: skip
+def test_tokens_as_people_write_them(text: str, tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(capsys, "--preset", "rtx5080_1b", "--card", "16GiB", "--tokens", text)[1]["cost"]["tokens"] == tokens
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.5", "1.5", "-1e9", "1e-9", "10X", "1__000", "1_00", "1e99", "2e18", "nan",
+                                  "inf", "0x10", "10 B B", "\u0661e9", "1e9\x1b[0m", "1e", "9" * 400])  # fmt: skip
+def test_what_is_no_number_of_tokens_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--preset", "rtx5080_1b", f"--tokens={text}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
 
 
 def test_no_card_is_here(capsys: pytest.CaptureFixture[str]) -> None:
