@@ -27,6 +27,8 @@ from gpuworkbench.errors import UsageError, WorkbenchError
 from gpuworkbench.plan.analytic import product_widths
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
+from gpuworkbench.training.optimizers.compact_adamw import CompactAdamW
+from gpuworkbench.training.optimizers.groups import Group
 
 CPU = torch.device("cpu")
 # MemTracker's words for what a storage is -> ours
@@ -64,6 +66,7 @@ def trace(config: RunConfig, kind: str) -> Traced:
         # One micro-batch is enough, and this takes seconds: what earlier ones leave behind is put there.
         rig = StepRig(config, CPU, name, n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats)
         make_state(rig)
+        update_one_of_each_size(rig)
         tracker.track_external(rig.model, rig.optimizer, *rig.gradients())
         table = rig.model.head_weight.shape
         with tracker, GradientsAddInPlace(() if config.memory.chunked_cross_entropy else tuple(table)):
@@ -87,13 +90,35 @@ def traceable(config: RunConfig) -> RunConfig:
 
 
 def make_state(rig: StepRig) -> None:
-    """The optimizer's state, by one update with gradients that nobody computed; then, where there are several
-    micro-batches a step, the gradients of those before."""
+    """The optimizer's state, by one update with gradients that nobody computed, unless it can be made without one; then,
+    where there are several micro-batches a step, the gradients of those before."""
     for parameter in rig.model.parameters():
         parameter.grad = torch.empty_like(parameter, dtype=getattr(parameter, "grad_dtype", None) or parameter.dtype)
-    rig.optimizer.step()
+    if isinstance(rig.optimizer, CompactAdamW):
+        rig.optimizer.make_state()
+    else:
+        rig.optimizer.step()
     if rig.config.train.grad_accum_steps == 1:
         rig.optimizer.zero_grad(set_to_none=True)
+
+
+def update_one_of_each_size(rig: StepRig) -> None:
+    """Let a small AdamW update only the first parameter of each size: what an update takes besides depends on nothing
+    else and is gone after it, and all of them, piece by piece on fake tensors, take minutes for a model of 1B.
+
+    Not for updates in backward, where what else is there differs from one to the next.
+    """
+    optimizer = rig.optimizer
+    if not isinstance(optimizer, CompactAdamW) or rig.config.memory.optimizer_in_backward:
+        return
+    update, sizes = optimizer._update, set[int]()
+
+    def first_of_its_size(parameter: Tensor, grad: Tensor, group: Group) -> None:
+        if parameter.numel() not in sizes:
+            sizes.add(parameter.numel())
+            update(parameter, grad, group)
+
+    optimizer._update = first_of_its_size  # type: ignore[method-assign]
 
 
 class GradientsAddInPlace(TorchDispatchMode):

@@ -7,12 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch import Tensor
 
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.tools.probe import probe
 from gpuworkbench.tools.trace import trace
+from gpuworkbench.training.optimizers.compact_adamw import CompactAdamW
+from gpuworkbench.training.optimizers.groups import Group
 
 MODEL = Gpt2Config(n_layer=3, n_head=2, n_embd=96, seq_len=64, vocab_size=1024)
 BASE: dict[str, Any] = {"micro_batch_size": 4, "grad_accum_steps": 1, "threads": 1, "max_steps": 2}
@@ -28,6 +31,9 @@ def config(train: dict[str, Any], memory: dict[str, Any], model: Gpt2Config = MO
         eval=replace(made.eval, interval_steps=0),
     )
 
+
+SHORT = {"micro_batch_size": 1, "seq_len": 16}  # a step whose update is its highest point
+PACKED = {"weights": "bf16", "packed_optimizer": True}
 
 CASES = {
     "plain": ({}, {}),
@@ -45,6 +51,7 @@ CASES = {
     "recomputed": ({"micro_batch_size": 8}, {"activation_checkpointing": "all", "chunked_cross_entropy": True}),
     "selective": ({"grad_accum_steps": 2}, {"activation_checkpointing": "selective"}),
     "every other block": ({}, {"activation_checkpointing": "every_n"}),
+    "packed": (SHORT, PACKED),
 }
 
 
@@ -81,6 +88,29 @@ def test_a_trace_for_a_card_needs_none_and_no_memory() -> None:
     assert predicted is not None
     assert found.parts["weights"] == predicted.parts["weights"]
     assert found.total_bytes > 8 * 2**30
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_trace_that_updates_one_parameter_of_each_size_finds_what_one_that_updates_all_does(
+    monkeypatch: pytest.MonkeyPatch, accumulated: int
+) -> None:
+    """A model of 1B has 900 pieces of 1M elements: all of them on fake tensors take minutes."""
+    made = config(SHORT | {"grad_accum_steps": accumulated}, PACKED)
+    updated: list[int] = []
+    update = CompactAdamW._update
+
+    def counted(self: CompactAdamW, parameter: Tensor, grad: Tensor, group: Group) -> None:
+        updated.append(parameter.numel())
+        update(self, parameter, grad, group)
+
+    monkeypatch.setattr(CompactAdamW, "_update", counted)
+    some = trace(made, "cuda")
+    assert len(updated) == len(set(updated)) > 0
+    updated.clear()
+    monkeypatch.setattr("gpuworkbench.tools.trace.update_one_of_each_size", lambda rig: None)
+    every = trace(made, "cuda")
+    assert len(updated) > len(set(updated))
+    assert some.parts == every.parts
 
 
 def test_a_probe_measures_time_and_the_process() -> None:
