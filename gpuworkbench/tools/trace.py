@@ -90,8 +90,10 @@ def traceable(config: RunConfig) -> RunConfig:
 
 
 def make_state(rig: StepRig) -> None:
-    """The optimizer's state, by one update with gradients that nobody computed, unless it can be made without one; then,
-    where there are several micro-batches a step, the gradients of those before."""
+    """The optimizer's state, by one update with gradients that nobody computed, unless it can be made without one.
+
+    Then, where there are several micro-batches a step, the gradients of those before.
+    """
     for parameter in rig.model.parameters():
         parameter.grad = torch.empty_like(parameter, dtype=getattr(parameter, "grad_dtype", None) or parameter.dtype)
     if isinstance(rig.optimizer, CompactAdamW):
