@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks._record import environment, summary, write_result
+from benchmarks._record import RESULTS, environment, summary, write_result
 
 FRAMES = ("first_frame", "first_frame_cpu", "presets", "presets_cpu")
 PARTS = ("frame", "open", "keys", "hour")
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long keys are pressed")
     parser.add_argument("--hours", type=float, default=1.0, help="of events for the growth of memory")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure these alone; the others stay as stored")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,14 +48,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         results = measure(options, Path(folder))
-    path = write_result("app_load", {"environment": environment("textual", "plotext", "msgspec"), "results": results})
-    print(path.read_text())
+    stored = RESULTS / "app_load.json"
+    kept = json.loads(stored.read_bytes())["results"] if options.only and stored.exists() else {}
+    now = {name: {**found, "load_average_1min": os.getloadavg()[0]} for name, found in results.items()}
+    record = {"environment": environment("textual", "plotext", "msgspec"), "results": {**kept, **now}}
+    print(write_result("app_load", record).read_text())
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """All parts, each in a process of its own."""
-    from benchmarks.app_load_parts import INDEX_NAME, build_index, long_run
-
+    """The parts that are wanted, each in a process of its own."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     environ = {
         "GPUWORKBENCH_CACHE_DIR": str(root / "cache"),
@@ -64,25 +66,39 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     }
     os.environ.update(environ)
     results: dict[str, Any] = {}
+    wanted = options.only or PARTS
+    if "frame" in wanted:
+        results |= measure_frames(options, root)
+    if "open" in wanted:
+        for n in filter(None, (options.events, options.large)):
+            results[f"open_{n}_events"] = measure_opening(options, root, n)
+    for name in ("keys", "hour"):
+        if name in wanted:
+            results[name] = part(name, options, root / f"runs-{name}")
+    return results
+
+
+def measure_frames(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """The first frame, and the one with the presets."""
     part("frame", options, root / "runs")  # compiles what is not compiled yet
     frames = [part("frame", options, root / "runs") for _ in range(options.rounds)]
-    results |= {name: summary([frame[f"{name}_s"] for frame in frames]) for name in FRAMES}
-    for n in (options.events, options.large):
-        if not n:
-            continue
-        run = long_run(root / f"runs-{n}", n)
-        opened: dict[str, Any] = {"log_bytes": run.events.stat().st_size}
-        opened["without_an_index"] = part("open", options, run.root, n)  # leaves one in the user's cache
-        opened["through_the_readers_index"] = rounds(options, run.root, n)
-        build_index(run)  # the trainer's own, which every run has
-        for kept in (root / "cache").rglob(f"*{Path(INDEX_NAME).suffix}"):
-            kept.unlink()
-        opened["through_the_trainers_index"] = rounds(options, run.root, n)
-        results[f"open_{n}_events"] = opened
-        run.events.unlink()
-    results["keys"] = part("keys", options, root / "runs-keys")
-    results["hour"] = part("hour", options, root / "runs-hour")
-    return results
+    return {name: summary([frame[f"{name}_s"] for frame in frames]) for name in FRAMES}
+
+
+def measure_opening(options: argparse.Namespace, root: Path, n: int) -> dict[str, Any]:
+    """A run of `n` events: without an index, through the one that this leaves, and through the trainer's."""
+    from benchmarks.app_load_parts import INDEX_NAME, build_index, long_run
+
+    run = long_run(root / f"runs-{n}", n)
+    opened: dict[str, Any] = {"log_bytes": run.events.stat().st_size}
+    opened["without_an_index"] = part("open", options, run.root, n)
+    opened["through_the_readers_index"] = rounds(options, run.root, n)
+    for kept in (root / "cache").rglob(f"*{Path(INDEX_NAME).suffix}"):
+        kept.unlink()  # first: a trainer makes none of its own where one is there already
+    build_index(run)
+    opened["through_the_trainers_index"] = rounds(options, run.root, n)
+    run.events.unlink()
+    return opened
 
 
 def rounds(options: argparse.Namespace, run: Path, n: int) -> dict[str, Any]:
