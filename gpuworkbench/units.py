@@ -87,7 +87,8 @@ def parse_count(text: str) -> int:
     power = int(match["power"] or _POWERS.get((match["unit"] or "").lower(), 0))
     fraction = match["fraction"] or ""
     digits = int(re.sub("[_,]", "", match["whole"]) + fraction)
-    count, rest = divmod(digits * 10**power, 10 ** len(fraction))
+    scale: int = 10**power
+    count, rest = divmod(digits * scale, int("1" + "0" * len(fraction)))
     if rest:
         raise ValueError(f"{text[:80]!r} is not a whole number")
     if count > MAX_PARSED_COUNT:
