@@ -51,6 +51,10 @@ class TensorBytes:
         with record_function(f"{_PREFIX}{label}"):
             pass
 
+    def operator_seconds(self) -> dict[str, float]:
+        """Time of each operator itself, those that it calls left out, once the recording is over."""
+        return {each.key: each.self_cpu_time_total / 1e6 for each in self._profile.key_averages()}
+
     def peaks(self) -> dict[str, int]:
         """The most bytes in use at once, by label ("" before the first); what was in use when it began counts."""
         return peaks(self.changes)
