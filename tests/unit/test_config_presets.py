@@ -113,6 +113,16 @@ class TestShipped:
         model = load_preset(name).config.model
         assert msgspec.structs.replace(model, vocab_size=model.vocab_size or 50_257).n_params() == n_params
 
+    @pytest.mark.parametrize("name", ["rtx5080_1b", "rtx5080_1b_tight", "rtx5080_1b_exact"])
+    @pytest.mark.parametrize("cpu_twin", [False, True], ids=["itself", "twin"])
+    def test_the_985m_presets_predict_with_their_copies_on_the_host(self, name: str, cpu_twin: bool) -> None:
+        config = configure(load_preset(name), cpu_twin=cpu_twin)
+        hybrid = config.hybrid
+        assert (hybrid.enabled, hybrid.predictor, hybrid.state_device) == (True, "outer_nesterov", "host")
+        first_jump = hybrid.warmup_steps + hybrid.full_steps
+        assert config.train.max_steps is not None
+        assert first_jump + hybrid.correct_steps < 60 <= config.train.max_steps  # all phases in 60 steps, if it stands
+
     def test_the_baseline_is_four_times_64_tokens(self) -> None:
         config = load_preset("rtx5080_gpt2_small_baseline").config
         assert (config.tokens_per_step, config.train.max_steps, config.optimizer.lr) == (4 * 64, 100, 6e-4)

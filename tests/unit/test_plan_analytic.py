@@ -167,6 +167,8 @@ def test_state_on_the_host_is_pinned_and_counted_there() -> None:
     assert exact.pinned_bytes == storage.host_state == 12 * n_params
     assert exact.parts["optimizer state"] == 0
     assert exact.parts["staging"] == storage.staging > 0
+    # with jumps: slow weights and momentum in fp32, and the copy to undo one: bf16 weights, masters and moments
+    assert known(config("rtx5080_1b_exact")).pinned_bytes == (12 + 8 + 2 + 12) * n_params
 
 
 def test_a_predictors_state_lies_where_it_is_told_to() -> None:
