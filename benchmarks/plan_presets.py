@@ -1,4 +1,4 @@
-"""What every preset is planned to need: the table of docs/memory.md.
+"""What every preset is planned to need: the table of docs/planner.md.
 
     python -m benchmarks.plan_presets
 

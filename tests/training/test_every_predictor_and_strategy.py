@@ -195,12 +195,12 @@ def opened_strategies(local: LocalRuns, strategy: str) -> list[Any]:
 
 
 PREDICTORS = list(registry.PREDICTORS)
-PAIRS = [(PREDICTORS[number % len(PREDICTORS)], strategy) for number, strategy in enumerate(STRATEGIES)]
+PAIRS = [(PREDICTORS[number % len(PREDICTORS)], strategy) for number, strategy in enumerate(OTHER)]
 
 
 @pytest.mark.parametrize(("predictor", "strategy"), PAIRS)
 def test_killed_after_a_jump_that_stands_and_resumed(local: LocalRuns, predictor: str, strategy: str) -> None:
-    """Each strategy with one predictor, each predictor with a strategy or two."""
+    """Each predictor with a strategy or two that hold state in their own way; what moves or recomputes is among them."""
     keys = {**sets(predictor, strategy), "train.max_steps": STEPS + 4, "checkpoint.interval_steps": 3}
     with judged(lambda: True):
         whole = local.trained(name_of(predictor, strategy, "-whole"), keys)
