@@ -200,7 +200,7 @@ PAIRS = [(PREDICTORS[number % len(PREDICTORS)], strategy) for number, strategy i
 
 @pytest.mark.parametrize(("predictor", "strategy"), PAIRS)
 def test_killed_after_a_jump_that_stands_and_resumed(local: LocalRuns, predictor: str, strategy: str) -> None:
-    """Each predictor with a strategy or two that hold state in their own way; what moves or recomputes is among them."""
+    """Each predictor with a strategy or two that hold state in their own way; some move it, some recompute."""
     keys = {**sets(predictor, strategy), "train.max_steps": STEPS + 4, "checkpoint.interval_steps": 3}
     with judged(lambda: True):
         whole = local.trained(name_of(predictor, strategy, "-whole"), keys)
