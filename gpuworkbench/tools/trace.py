@@ -90,7 +90,7 @@ def traceable(config: RunConfig) -> RunConfig:
 
 
 def make_state(rig: StepRig) -> None:
-    """The optimizer's state, by one update with gradients that nobody computed, unless it can be made without one; then,
+    """The optimizer's state, by one update with gradients that nobody computed where it cannot be made without; then,
     where there are several micro-batches a step, the gradients of those before."""
     for parameter in rig.model.parameters():
         parameter.grad = torch.empty_like(parameter, dtype=getattr(parameter, "grad_dtype", None) or parameter.dtype)
