@@ -6,6 +6,10 @@ from typing import Annotated, Literal
 
 from gpuworkbench.config.fields import MAX_COUNT, MAX_STEPS, Section, doc
 
+# A phase plans its jumps one by one and strategies hear of every virtual step: a billion of them would take minutes, in
+# which nothing else is heard, and gigabytes.
+MAX_VIRTUAL_STEPS = 10_000
+
 
 class HybridConfig(Section, frozen=True, kw_only=True):
     """Phases of the hybrid trainer: warmup, full, predict, correct. Steps here are optimizer steps."""
@@ -19,7 +23,7 @@ class HybridConfig(Section, frozen=True, kw_only=True):
     warmup_steps: Annotated[int, doc("plain steps before the first full phase", ge=0, le=MAX_STEPS)] = 10
     full_steps: Annotated[int, doc("true steps of a full phase, which predictors observe", ge=1, le=MAX_STEPS)] = 20
     max_predict_steps: Annotated[
-        int, doc("virtual steps that one predicted phase may stand for at most", ge=1, le=MAX_STEPS)
+        int, doc("virtual steps that one predicted phase may stand for at most", ge=1, le=MAX_VIRTUAL_STEPS)
     ] = 5
     correction_interval: Annotated[
         int, doc("virtual steps between two true ones inside a predicted phase; 0: none", ge=0, le=MAX_STEPS)

@@ -19,10 +19,10 @@ block and bucket sizes from here, so the planner's bytes and theirs cannot disag
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from gpuworkbench.config.memory_section import MemoryConfig
-from gpuworkbench.config.optimizers import MOMENT_BLOCK, STATES, ParameterShape, spec_of
+from gpuworkbench.config.optimizers import MOMENT_BLOCK, STATES, ParameterShape, Role, spec_of
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.units import MIB
 
@@ -67,6 +67,18 @@ def storage_of(memory: MemoryConfig) -> Storage:
     if memory.stochastic_rounding:
         return "stochastic"
     return memory.weights
+
+
+def checkpoint_format(config: RunConfig) -> tuple[str, ...]:
+    """Which tensors, and of which types, a checkpoint has for weights and optimizer.
+
+    Where two configurations of a model agree in it, the one can train on from the other's checkpoints. Where state lies
+    while the run computes, and how updates are rounded, make no difference to it.
+    """
+    storage = storage_of(config.memory)
+    alike: dict[Storage, Storage] = {"streamed": "fp32", "stochastic": "bf16"}
+    state = spec_of(config.optimizer.name).state
+    return alike.get(storage, storage), *(state(config.optimizer, role) for role in get_args(Role))
 
 
 def storage_bytes(config: RunConfig) -> StorageBytes:

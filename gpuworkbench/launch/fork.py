@@ -11,6 +11,7 @@ import msgspec
 from gpuworkbench.config.diff import differences
 from gpuworkbench.config.loader import Override
 from gpuworkbench.config.schema import DataConfig, RunConfig
+from gpuworkbench.config.storage import checkpoint_format
 from gpuworkbench.config.toml_io import dump_toml, read_config_file
 from gpuworkbench.data import PreparedData, check_eval_tokens, prepare
 from gpuworkbench.data.encoding import Progress, bpe_size
@@ -30,6 +31,17 @@ from gpuworkbench.runs.manifest import MANIFEST_NAME, CheckpointRef, list_checkp
 from gpuworkbench.runs.paths import RunPaths, new_run_id, validate_run_id
 from gpuworkbench.runs.turns import device_of
 
+# Keys that decide how a checkpoint stores weights and optimizer state.
+_FORMAT_KEYS = frozenset(
+    {
+        "optimizer.name",
+        "optimizer.momentum",
+        "memory.weights",
+        "memory.packed_optimizer",
+        "memory.stochastic_rounding",
+        "memory.optimizer_offload",
+    }
+)
 _CHUNK_BYTES = 16 * 1024 * 1024
 
 
@@ -54,8 +66,15 @@ def fork(
         validate_run_id(run_id)
     old = run_config(paths)
     new = changed_config(old, sets, steps, environ, paths.tokenizer)
-    if any(difference.key.startswith("model.") for difference in differences(old, new)):
+    changed = [difference.key for difference in differences(old, new)]
+    if any(key.startswith("model.") for key in changed):
         raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
+    if checkpoint_format(old) != checkpoint_format(new):
+        keys = ", ".join(key for key in changed if key in _FORMAT_KEYS)
+        raise ConfigError(
+            f"a fork reads its checkpoint's weights and optimizer state as they are stored, and {keys} stores others",
+            "leave it out, or export the run and start a new one with train.init_from",
+        )
     if new.train.init_from != old.train.init_from or new.train.init_sha256 != old.train.init_sha256:
         raise ConfigError("a fork starts from its checkpoint", "start a new run to change train.init_from")
     reference = newest_intact_checkpoint(paths)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.storage import checkpoint_format
 from gpuworkbench.config.validate import problems
 from gpuworkbench.plan.analytic import TIGHT_SHARE, Estimate, estimate
 
@@ -65,6 +66,8 @@ def find_fix(
     best: Fix | None = None
     for changes in _candidates(config, validating=validating):
         changed = with_changes(config, changes)
+        if checkpoint_format(changed) != checkpoint_format(config):  # the run goes on from its last checkpoint
+            continue
         after = estimate(changed, kind=kind)
         if after is None or _size(after, kind) >= size or next(iter(problems(changed)), None) is not None:
             continue

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworkbench.config.hybrid_section import HybridConfig
+from gpuworkbench.config.loader import Override
+from gpuworkbench.config.presets import configure, load_preset
+from gpuworkbench.errors import ConfigError
 from gpuworkbench.hybrid.controller import (
     CORRECT,
     FULL,
@@ -275,3 +278,9 @@ def test_a_foreign_state_is_refused(change: dict[str, Any]) -> None:
     machine = controller()
     with pytest.raises(ValueError, match="phase state"):
         machine.load({**machine.values(), **change})
+
+
+def test_a_predicted_phase_stands_for_no_more_steps_than_can_be_planned_one_by_one() -> None:
+    sets = [Override("hybrid.max_predict_steps", 10_001, "--set")]
+    with pytest.raises(ConfigError, match="not a whole number from 1 to 10000"):
+        configure(load_preset("quickstart"), sets=sets)

@@ -71,6 +71,24 @@ def test_the_closest_is_named_where_nothing_is_enough() -> None:
     assert fix.predicted_bytes < total(made)
 
 
+def test_nothing_is_proposed_that_could_not_go_on_from_the_runs_checkpoints() -> None:
+    """State streamed beside bf16 weights has fp32 masters, which no checkpoint without them can give."""
+    keys = {
+        "train__micro_batch_size": 1,
+        "memory__chunked_cross_entropy": True,
+        "memory__activation_checkpointing": "all",
+        "memory__packed_optimizer": False,
+    }
+    made = config("rtx5080_1b", memory__weights="bf16", **keys)
+    streamed = with_changes(made, {"memory.optimizer_offload": "streamed"})
+    assert total(streamed) < total(made)
+    assert find_fix(made, kind="cuda", limit_bytes=4 * GIB) is None
+    in_fp32 = config("rtx5080_1b", memory__weights="fp32", **keys)
+    fix = find_fix(in_fp32, kind="cuda", limit_bytes=4 * GIB)
+    assert fix is not None
+    assert fix.changes == {"memory.optimizer_offload": "streamed"}
+
+
 def test_what_validation_cannot_use_is_not_proposed_for_it() -> None:
     assert find_fix(config(), kind="cuda", limit_bytes=GIB, validating=True) is None, "chunked already"
     plain = config(memory__chunked_cross_entropy=False)
