@@ -26,9 +26,9 @@ class PhaseMarks(Strategy):
 
     name = "phase_marks"
 
-    def __init__(self, meter: Any) -> None:
+    def __init__(self, meter: Any, phase: str) -> None:
         self.meter = meter
-        self.phase = START
+        self.phase = phase
         self.is_in_a_jump = False
 
     def enter_phase(self, phase: str, planned_steps: int | None) -> None:
@@ -70,7 +70,7 @@ def record(paths: RunPaths) -> dict[str, Any]:
         run = open_run(paths, events, HeartbeatWriter(paths.heartbeat), Signals())
         is_cuda = run.device.torch_device.type == "cuda"
         meter = CardMeter() if is_cuda else None
-        run.strategies.append(PhaseMarks(meter or recording))
+        run.strategies.append(PhaseMarks(meter or recording, run.phases.current))
         outcome = finish(run)
         if meter is not None:
             meter.mark(START)
