@@ -19,7 +19,7 @@ from gpuworkbench.errors import UsageError
 from gpuworkbench.plan.hybrid_bench import BenchPlan, Trial, Tuned
 
 STORED = Path(hybrid_lora.__file__).parent / "results" / f"{hybrid_lora.NAME}.json"
-MODEL = {**hybrid_lora.MODEL, "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "eval.tokens": 256}
+MODEL = {**hybrid_lora.MODEL, "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16, "eval.tokens": 2048}
 SCALE = Scale(
     seeds=(1, 2), tuning_seeds=(11,), budgets=(3, 6, 9, 18), reference=9, rates=(1e-3, 1e-2), base_steps=5, model=MODEL
 )
