@@ -22,8 +22,9 @@ BEGIN, END = "<!-- from the stored results: begin -->", "<!-- from the stored re
 
 
 def stored() -> dict[str, dict[str, Any]]:
-    """Every stored comparison, by the name of its file; the main one first."""
+    """Every stored comparison, by the name of its file; the main one first. That of adapters has a page of its own."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("hybrid-*.json"))}
+    found.pop("hybrid-lora", None)
     return dict(sorted(found.items(), key=lambda item: -len(item[1]["arms"])))
 
 

@@ -43,6 +43,7 @@ from gpuworkbench.training.state import ModelState, OptimizerState, Progress, Rn
 from gpuworkbench.training.telemetry import StepTelemetry
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+MakeModel = Callable[[RunConfig, torch.device], LanguageModel]
 
 
 @dataclass
@@ -96,15 +97,22 @@ class TrainingRun:
 
 
 def build_run(
-    paths: RunPaths, config: RunConfig, data: PreparedData, events: EventWriter, heartbeat: HeartbeatWriter
+    paths: RunPaths,
+    config: RunConfig,
+    data: PreparedData,
+    events: EventWriter,
+    heartbeat: HeartbeatWriter,
+    *,
+    make: MakeModel = make_model,
 ) -> TrainingRun:
     """Model, optimizer, data and checkpointer of a run, freshly initialised. Raises WorkbenchErrors.
 
-    With `train.init_from` the model has no values yet: a checkpoint gives them, else `load_pretrained`.
+    With `train.init_from` the model has no values yet: a checkpoint gives them, else `load_pretrained`. Another `make`
+    gives a model with other parts or frozen ones: everything else follows its trainable parameters.
     """
     device = set_up_device(config)
     precisions = PhasePrecision.of(config, device.torch_device)
-    model = make_model(config, device.torch_device)
+    model = make(config, device.torch_device)
     torch.manual_seed(config.train.seed)
     strategies = [precisions, *apply_memory_strategies(model, config)]
     optimizer = build_optimizer(model, config.optimizer, device.torch_device, config.memory, config.train.seed)

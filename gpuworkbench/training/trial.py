@@ -28,8 +28,9 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.attempt import begin_with_pretrained
 from gpuworkbench.training.batches import TrainBatches
 from gpuworkbench.training.loop import run_validation, train_one_step
+from gpuworkbench.training.pretrained import make_model
 from gpuworkbench.training.settings import LR_SCALE
-from gpuworkbench.training.setup import TrainingRun, build_run
+from gpuworkbench.training.setup import MakeModel, TrainingRun, build_run
 
 AVERAGE_SPLIT = "val_ema"
 OnStep = Callable[[list[float | None]], object]  # called after each step with all losses so far
@@ -119,8 +120,10 @@ def train_batches(run: TrainingRun, data: PreparedData, reserved_tokens: int) ->
 
 
 @contextmanager
-def scratch_run(config: RunConfig, data: PreparedData) -> Iterator[tuple[TrainingRun, list[float | None]]]:
-    """A run before its first step, and the list that its losses go to; nothing of it stays.
+def scratch_run(
+    config: RunConfig, data: PreparedData, make: MakeModel = make_model
+) -> Iterator[tuple[TrainingRun, list[float | None]]]:
+    """A run before its first step, and the list that its losses go to; nothing of it stays. `make` as `build_run`'s.
 
     Raises ConfigError where the weights that it starts from are not what they were.
     """
@@ -128,7 +131,7 @@ def scratch_run(config: RunConfig, data: PreparedData) -> Iterator[tuple[Trainin
         paths = RunPaths(Path(folder))
         events = LossTap(paths.events)
         try:
-            run = build_run(paths, config, data, events, HeartbeatWriter(paths.heartbeat))
+            run = build_run(paths, config, data, events, HeartbeatWriter(paths.heartbeat), make=make)
             begin_with_pretrained(run)
             run.model.train()
             run.telemetry.start_window()

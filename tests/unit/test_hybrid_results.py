@@ -17,7 +17,7 @@ from gpuworkbench.plan.hybrid_bench import BenchPlan, Trial
 from gpuworkbench.plan.hybrid_bench_files import Preregistration
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-NAMES = sorted(path.stem for path in RESULTS.glob("hybrid-*.json"))
+NAMES = sorted(stored())
 
 
 def result_of(name: str) -> dict[str, Any]:
