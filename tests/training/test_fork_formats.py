@@ -51,7 +51,11 @@ def test_a_fork_into_another_format_is_refused_and_leaves_nothing(
         (8, {"memory.optimizer_offload": "streamed"}, {"memory.optimizer_offload": "none"}),
         (9, BF16, {"memory.stochastic_rounding": True}),
         (10, {**BF16, "memory.stochastic_rounding": True}, {"memory.stochastic_rounding": False}),
-        (11, PACKED, {"memory.optimizer_offload": "predict_aware"}),
+        (
+            11,
+            PACKED,
+            {"memory.optimizer_offload": "predict_aware", "hybrid.enabled": True, "hybrid.probe_sequences": 2},
+        ),
     ],
 )
 def test_a_fork_within_a_format_trains_on(
