@@ -39,8 +39,8 @@ def test_an_adapter_is_the_papers_formula() -> None:
 
 def texts(folder: Path) -> tuple[str, str]:
     one, two = folder / "one.txt", folder / "two.txt"
-    one.write_text("".join(f"{n} plus {n} is {2 * n}. " for n in range(1500)))
-    two.write_text("".join(f"line {n}: {n * n} squared!\n" for n in range(1500)))
+    one.write_text("".join(f"{n} plus {n} is {2 * n}. " for n in range(4000)))
+    two.write_text("".join(f"line {n}: {n * n} squared!\n" for n in range(4000)))
     return str(one), str(two)
 
 
