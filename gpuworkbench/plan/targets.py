@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.schema import CardConfig, RunConfig
 from gpuworkbench.errors import ConfigError, DoesNotFitError, UsageError
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
@@ -106,12 +107,20 @@ def named_card(config: RunConfig) -> str | None:
     return config.card.name.partition("(")[0].strip() if config.card else None
 
 
+def sold_gib(card: CardConfig) -> float:
+    """What the preset's card is sold with: as its name says, "RTX 5080 (16 GB)", else the next usual size above the
+    memory that the preset needs."""
+    named = re.search(r"\((\d{1,4}) GB\)", card.name)
+    if named and int(named[1]) >= card.memory_gib:
+        return int(named[1])
+    return next((gib for gib in SOLD_GIB if gib >= card.memory_gib), card.memory_gib)
+
+
 def _absent(config: RunConfig, asked: str | None) -> Target:
     """The preset's own card, which is not here."""
     if config.card is None or asked is not None:
         raise DoesNotFitError("no CUDA card is here", "plan for one that is not: --card 16GiB")
-    need = config.card.memory_gib
-    size = next((gib for gib in SOLD_GIB if gib >= need), need)
+    size = sold_gib(config.card)
     label = f"a card of {size:g} GiB ({safe_text(config.card.name)}; it is not here)"
     return Target("cuda", label, _capped(config, int(size * GIB)), card_name=named_card(config))
 

@@ -14,6 +14,7 @@ from gpuworkbench import cli
 from gpuworkbench.commands import plan as command
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.config.presets import configure, load_preset
+from gpuworkbench.config.schema import CardConfig
 from gpuworkbench.errors import UsageError
 from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.host import Host
@@ -24,7 +25,7 @@ from gpuworkbench.plan.fit_me import alternatives, candidates
 from gpuworkbench.plan.judge import judge, shortages
 from gpuworkbench.plan.report import make_plan
 from gpuworkbench.plan.step_cost import step_cost
-from gpuworkbench.plan.targets import Target, here, parse_card, target_of
+from gpuworkbench.plan.targets import Target, here, parse_card, sold_gib, target_of
 from gpuworkbench.units import GIB
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -313,3 +314,17 @@ def test_lines_fit_their_width_and_any_encoding(width: int) -> None:
 def test_records_live_in_the_users_state(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert calibration_path() == tmp_path / "gpuworkbench" / "calibration.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "sold"),
+    [
+        ("RTX 5080 (16 GB)", 9.5, 16),
+        ("RTX 4060 Ti (8 GB)", 7.5, 8),
+        ("RTX 4060 Ti (8 GB)", 9.0, 10),
+        ("a card", 9.5, 10),
+        ("a card", 200.0, 200.0),
+    ],
+)
+def test_a_card_that_is_not_here_has_what_it_is_sold_with(name: str, memory_gib: float, sold: float) -> None:
+    assert sold_gib(CardConfig(name=name, compute_capability="8.0", memory_gib=memory_gib)) == sold
