@@ -11,6 +11,8 @@ from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
 from gpuworkbench.data.tokenization.same_tokenizer import check_same_tokenizer
 from gpuworkbench.errors import ConfigError, DataError
 
+MAX_RESERVED_SHARE = 0.5  # of the training tokens: more than that is a slip of the pen
+
 
 def check_vocabulary(config: RunConfig, name: str, vocab_size: int) -> None:
     """DataError if the model's vocabulary is too small for the tokenizer `name` of that many tokens."""
@@ -42,6 +44,12 @@ def check_fits(config: RunConfig, prepared: PreparedData) -> None:
             f"one sequence and hybrid.probe_sequences = {config.hybrid.probe_sequences} need "
             f"{needed + config.reserved_tokens}",
             "use more text, or a smaller hybrid.probe_sequences or train.seq_len",
+        )
+    if config.reserved_tokens > prepared.n_train_tokens * MAX_RESERVED_SHARE:
+        raise DataError(
+            f"{prepared.description}: hybrid.probe_sequences = {config.hybrid.probe_sequences} keep "
+            f"{config.reserved_tokens} of {prepared.n_train_tokens} training tokens out of training",
+            "set a smaller hybrid.probe_sequences",
         )
 
 

@@ -22,7 +22,7 @@ def summary_lines(state: RunState, run: str | None = None) -> list[str]:
 
 
 def _topics(state: RunState, run: str | None) -> Iterator[tuple[str, str]]:
-    yield "run", _outcome(state)
+    yield "run", _outcome(state, run)
     yield from _losses(state)
     if state.tokens_seen is not None:
         yield "tokens", f"{format_count(state.tokens_seen)}, {format_rate(state.tokens_per_s)} lately"
@@ -38,14 +38,14 @@ def _topics(state: RunState, run: str | None) -> Iterator[tuple[str, str]]:
     yield from _next_commands(state, run or state.run_id)
 
 
-def _outcome(state: RunState) -> str:
+def _outcome(state: RunState, run: str | None) -> str:
     end = f"/{state.max_steps}" if state.max_steps is not None else ""
     status = one_line(state.finish_status) if state.finish_status else "not finished"
     reason = f" ({one_line(state.finish_reason)})" if state.finish_reason else ""
     mark = ", CPU twin" if state.is_cpu_twin else ""
     if state.simulated_card:
         mark += f", {one_line(state.simulated_card)}"
-    return f"{one_line(state.run_id or 'unknown')}{mark}: {status}{reason} at step {state.step}{end}"
+    return f"{one_line(state.run_id or run or 'unknown')}{mark}: {status}{reason} at step {state.step}{end}"
 
 
 def _losses(state: RunState) -> Iterator[tuple[str, str]]:
