@@ -146,10 +146,10 @@ def test_validation_is_the_mean_over_scored_tokens() -> None:
     targets = [torch.randint(11, (2, 5), generator=generator) for _ in range(3)]
     targets[0][:, 1:] = -100
     targets[1][:] = -100
-    by_batch = {id(y): logit for y, logit in zip(targets, logits, strict=True)}
+    by_batch = {y.data_ptr(): logit for y, logit in zip(targets, logits, strict=True)}
 
     def forward(_: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        mean = F.cross_entropy(by_batch[id(y)].flatten(0, 1), y.flatten())
+        mean = F.cross_entropy(by_batch[y.data_ptr()].flatten(0, 1), y.flatten())
         return torch.nan_to_num(mean)
 
     result = evaluate(forward, torch.nn.Module(), [(y, y) for y in targets])
