@@ -29,6 +29,7 @@ from gpuworkbench.tui import later
 from gpuworkbench.tui.background import in_background
 from gpuworkbench.tui.notices import Ended, EndsSource, tell
 from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.services import Services
 from gpuworkbench.tui.themes import DEFAULT_THEME, THEMES
 from gpuworkbench.tui.watch import Watcher
@@ -69,6 +70,10 @@ class BaseApp(App[int]):
         wanted = services.settings.value.theme
         self._first_theme = wanted if wanted in self.available_themes else DEFAULT_THEME
         self.theme = self._first_theme
+
+    def get_default_screen(self) -> Screen[None]:
+        """The empty screen below all others."""
+        return SizedScreen(id="_default")
 
     def on_mount(self) -> None:
         """Watch for ends where that is wanted, and for signals where there is a terminal to be given back."""

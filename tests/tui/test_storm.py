@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.events import Resize
@@ -14,6 +15,7 @@ from textual.geometry import Size
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui.app import WorkbenchApp
 from gpuworkbench.tui.screens.home import Home
+from gpuworkbench.tui.screens.sized import SizedScreen
 from tests.fixtures.recorded_run import card_run, hostile_run, new_run
 from tests.fixtures.run_family import run_family
 from tests.tui.helpers import RICH, home_is_filled, make_app
@@ -101,3 +103,28 @@ async def bring_up(app: WorkbenchApp, rng: random.Random, runs: list[RunPaths]) 
         app.compare_marked(None)
     elif which == 2 and there:
         app.open_run(rng.choice(there))
+
+
+async def test_sizes_in_quick_succession_come_to_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A screen in the background that is told of two sizes must not lay out at one and the other for ever."""
+    runs = all_runs(tmp_path)
+    app = make_app(tmp_path)
+    layouts: list[Size] = []
+    screen_resized = SizedScreen._screen_resized
+
+    def counted(self: SizedScreen[Any], size: Size) -> None:
+        layouts.append(size)
+        screen_resized(self, size)
+
+    monkeypatch.setattr(SizedScreen, "_screen_resized", counted)
+    async with app.run_test(size=RICH) as pilot:
+        await home_is_filled(pilot)
+        app.open_run(runs[0])
+        for width, height in ((176, 24), (171, 19), (165, 24), (19, 69), (191, 38), (120, 30)) * 3:
+            app.post_message(Resize(Size(width, height), Size(width, height)))
+            await settle(app, 0.012)
+        await settle(app, 1.0)
+        so_far = len(layouts)
+        await settle(app, 0.5)
+        assert len(layouts) == so_far
+        assert app.size == app.screen.size == Size(120, 30)

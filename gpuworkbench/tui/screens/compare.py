@@ -12,7 +12,6 @@ from textual.containers import Container, ScrollableContainer
 from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from gpuworkbench.errors import WorkbenchError
@@ -38,6 +37,7 @@ from gpuworkbench.tui.compare_data import CompareSource, CompareView
 from gpuworkbench.tui.plot_axis import Range
 from gpuworkbench.tui.screens.ask_loss import AskLoss
 from gpuworkbench.tui.screens.plot_actions import PlotActions, plot_bindings
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.compare_plot import WHICH, WHICH_WORDS, ComparePlot, Which, range_of, value_at_cursor
 from gpuworkbench.tui.widgets.rows import Part, lines
@@ -68,7 +68,7 @@ class TablePanel(ScrollableContainer):
         self.query_one(Static).update(content)
 
 
-class CompareScreen(PlotActions, Screen[None]):
+class CompareScreen(PlotActions, SizedScreen[None]):
     """Plot and tables; a digit shows one alone."""
 
     app: WorkbenchApp

@@ -14,13 +14,13 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.events import Resize
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from gpuworkbench.gpu.checks import Check, Status
 from gpuworkbench.gpu.doctor import PLACES, render, stream_checks, summary
 from gpuworkbench.gpu.torch_build import TorchProbe
 from gpuworkbench.text import safe_text, wrap_text
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.rows import Part, lines
 
@@ -64,7 +64,7 @@ class DoctorSource:
             probe.close()
 
 
-class DoctorScreen(Screen[None]):
+class DoctorScreen(SizedScreen[None]):
     """One scrollable list."""
 
     app: WorkbenchApp

@@ -12,7 +12,6 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import Resize, ScreenResume, ScreenSuspend
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, OptionList, Static
 
 from gpuworkbench.plan.analytic import Verdict
@@ -22,6 +21,7 @@ from gpuworkbench.tui import later
 from gpuworkbench.tui.form.outlook import Machine
 from gpuworkbench.tui.home_data import HomeSource, HomeView, PresetRow
 from gpuworkbench.tui.screens.dialogs import Confirm
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.job_bar import JobBar
 from gpuworkbench.tui.widgets.machine import MachineStrip
@@ -37,7 +37,7 @@ WIDE = (110, 30)
 WARM_UP_AFTER_S = 0.5  # the first frame has been drawn by then
 
 
-class Home(Screen[None]):
+class Home(SizedScreen[None]):
     """Presets on the left, runs on the right; above one another where the terminal is narrow."""
 
     app: WorkbenchApp

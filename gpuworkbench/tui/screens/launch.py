@@ -13,7 +13,6 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import DescendantFocus, Resize
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Button, Input, Static
 
 from gpuworkbench.launch.create import LaunchRequest
@@ -24,6 +23,7 @@ from gpuworkbench.tui.form.outlook import Machine, Outlook, doubt, look
 from gpuworkbench.tui.launch_data import MachineSource
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.screens.save_preset import SavePreset
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.data_preview import DataPreview
 from gpuworkbench.tui.widgets.field_help import FieldHelp
@@ -40,7 +40,7 @@ WIDE = (110, 30)
 VIEWS = ("form", "takes", "data-preview")  # one at a time where the terminal is narrow
 
 
-class LaunchScreen(Screen[None]):
+class LaunchScreen(SizedScreen[None]):
     """The form on the left; what it takes and the data on the right. Enter on the focused button starts."""
 
     app: WorkbenchApp

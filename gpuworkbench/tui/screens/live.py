@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.events import Click, Resize
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Footer
 
 from gpuworkbench import registry
@@ -36,6 +35,7 @@ from gpuworkbench.tui.screens.ask_steps import AskSteps
 from gpuworkbench.tui.screens.dialogs import Confirm
 from gpuworkbench.tui.screens.live_edit import LiveEdit
 from gpuworkbench.tui.screens.plot_actions import PlotActions, plot_bindings
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.panel import Panel
 from gpuworkbench.tui.widgets.plot_panel import PlotPanel, full_range
@@ -58,7 +58,7 @@ ALLOWED: dict[str, tuple[RunStatus, ...]] = {
 }
 
 
-class Live(PlotActions, Screen[None]):
+class Live(PlotActions, SizedScreen[None]):
     """Head and timeline above, panels below; a digit shows one panel alone."""
 
     app: WorkbenchApp

@@ -5,8 +5,10 @@ from __future__ import annotations
 from textual.await_complete import AwaitComplete
 from textual.screen import ModalScreen, ScreenResultType
 
+from gpuworkbench.tui.screens.sized import SizedScreen
 
-class Modal(ModalScreen[ScreenResultType]):
+
+class Modal(SizedScreen[ScreenResultType], ModalScreen[ScreenResultType]):
     """Answers once: a second escape, pressed before the first was seen, must not take the screen below away."""
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:

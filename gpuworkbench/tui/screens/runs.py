@@ -15,7 +15,6 @@ from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.events import Resize, ScreenResume, ScreenSuspend
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from gpuworkbench.runs.paths import RunPaths
@@ -23,6 +22,7 @@ from gpuworkbench.state.compare_table import lineage_lines
 from gpuworkbench.state.lineage import family_tree
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.home_data import INTERVAL_S, RowReader, RunRow
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.rows import Part, labelled, lines
 from gpuworkbench.tui.widgets.run_browser import RunBrowser, format_moment
@@ -50,7 +50,7 @@ class RunsSource:
             stop.wait(max(INTERVAL_S, 10 * (time.monotonic() - started_s)))
 
 
-class Runs(Screen[None]):
+class Runs(SizedScreen[None]):
     """The table, and what is known of the run under the cursor."""
 
     app: WorkbenchApp

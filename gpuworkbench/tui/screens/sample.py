@@ -11,7 +11,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal
 from textual.events import Resize
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Input, Label, TextArea
 
 from gpuworkbench.errors import UsageError
@@ -20,6 +19,7 @@ from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.text import safe_text
 from gpuworkbench.tui.sample_data import Choices, ChoicesSource
 from gpuworkbench.tui.sampling import parse_values, require_prompt
+from gpuworkbench.tui.screens.sized import SizedScreen
 from gpuworkbench.tui.watch import Watcher
 from gpuworkbench.tui.widgets.quiet_footer import QuietFooter
 from gpuworkbench.tui.widgets.sample_pane import SamplePane
@@ -38,7 +38,7 @@ FIELDS: dict[str, tuple[str, str]] = {
 }
 
 
-class SampleScreen(Screen[None]):
+class SampleScreen(SizedScreen[None]):
     """The prompt and how to write above, the texts below."""
 
     app: WorkbenchApp
