@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textual.events import Resize
@@ -15,7 +14,6 @@ from textual.geometry import Size
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.tui.app import WorkbenchApp
 from gpuworkbench.tui.screens.home import Home
-from gpuworkbench.tui.screens.sized import SizedScreen
 from tests.fixtures.recorded_run import card_run, hostile_run, new_run
 from tests.fixtures.run_family import run_family
 from tests.tui.helpers import RICH, home_is_filled, make_app
@@ -62,6 +60,7 @@ async def test_random_keys(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(7200 if SOAK in os.environ else 300)
 async def test_random_sizes(tmp_path: Path) -> None:
+    """Among these are sizes that a screen in the background would lay out at in turns, for ever (screens/sized.py)."""
     runs = all_runs(tmp_path)
     app = make_app(tmp_path)
     rng = random.Random(13)
@@ -103,24 +102,3 @@ async def bring_up(app: WorkbenchApp, rng: random.Random, runs: list[RunPaths]) 
         app.compare_marked(None)
     elif which == 2 and there:
         app.open_run(rng.choice(there))
-
-
-async def test_sizes_in_quick_succession_come_to_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A screen in the background that is told of two sizes must not lay out at one and the other for ever."""
-    app = make_app(tmp_path)
-    n_layouts = 0
-    screen_resized = SizedScreen._screen_resized
-
-    def counted(self: SizedScreen[Any], size: Size) -> None:
-        nonlocal n_layouts
-        n_layouts += 1
-        screen_resized(self, size)
-
-    monkeypatch.setattr(SizedScreen, "_screen_resized", counted)
-    async with app.run_test(size=RICH) as pilot:
-        await home_is_filled(pilot)
-        for size in (Size(165, 24), Size(191, 38)):
-            app.screen_stack[0].post_message(Resize(size, size))
-        await settle(app, 0.5)
-        assert n_layouts < 20
-        assert app.screen_stack[0].size == app.screen.size == Size(*RICH)
