@@ -173,7 +173,9 @@ class Runs(SizedScreen[None]):
 
     def action_leave(self) -> None:
         """Take the filter away, then leave."""
-        box = self.query_one("#filter", Input)
+        box = next(iter(self.query("#filter").results(Input)), None)
+        if box is None:  # a key that is quicker than its screen, or slower
+            return
         if box.display:
             box.value = ""
             box.display = False
