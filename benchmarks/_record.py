@@ -6,10 +6,13 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpuworkbench.gpu.host import cpu_name
 from gpuworkbench.io import atomic_write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -22,7 +25,7 @@ def environment(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "load_average_1min": os.getloadavg()[0],
     }
@@ -64,11 +67,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str | None:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return None
-    return None
+def write_page(description: str, page: Path, made_from: Callable[[str], str]) -> None:
+    """The command line of a script that keeps a page's tables: write them, or with --check tell whether they are old."""
+    """The command of a script that keeps a page's tables: write them, or with --check tell whether they are old."""
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
+    arguments = parser.parse_args()
+    text = page.read_text()
+    made = made_from(text)
+    if arguments.check:
+        sys.exit(int(made != text))
+    page.write_text(made)

@@ -6,14 +6,12 @@ python -m benchmarks.hybrid_lora_page --check    say whether the page is what th
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks._record import RESULTS
+from benchmarks._record import RESULTS, write_page
 from benchmarks.hybrid_lora import NAME
 from benchmarks.hybrid_results import span, times
 from gpuworkbench.plan.hybrid_analysis import NO_BENEFIT
@@ -122,14 +120,7 @@ def table_row(result: dict[str, Any], table: str, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
-    arguments = parser.parse_args()
-    page = PAGE.read_text()
-    made = page_with(stored(), page)
-    if arguments.check:
-        sys.exit(int(made != page))
-    PAGE.write_text(made)
+    write_page(__doc__.splitlines()[0], PAGE, lambda page: page_with(stored(), page))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ is typed by hand.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._record import RESULTS
+from benchmarks._record import RESULTS, write_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "hybrid-results.md"
 BEGIN, END = "<!-- from the stored results: begin -->", "<!-- from the stored results: end -->"
@@ -189,14 +187,7 @@ def span(numbers: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
-    arguments = parser.parse_args()
-    page = PAGE.read_text()
-    made = page_with(stored(), page)
-    if arguments.check:
-        sys.exit(int(made != page))
-    PAGE.write_text(made)
+    write_page(__doc__.splitlines()[0], PAGE, lambda page: page_with(stored(), page))
 
 
 if __name__ == "__main__":

@@ -42,14 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         bench.add_arguments(command)
 
 
-def add_lr(parser: argparse.ArgumentParser) -> None:
-    """The flags of `bench lr`. Their names in the namespace are not those of the training flags."""
-    what = parser.add_argument_group("what to train")
+def _add_preset(
+    parser: argparse.ArgumentParser, title: str, set_help: str = "override a key (repeatable)"
+) -> argparse._ArgumentGroup:
+    """The flags that every measurement has. Their names in the namespace are not those of the training flags."""
+    what = parser.add_argument_group(title)
     what.add_argument("--preset", dest="bench_preset", required=True, metavar="NAME", help="a preset, or a .toml file")
     what.add_argument("--cpu-twin", dest="bench_cpu_twin", action="store_true", help="the preset's stand-in on the CPU")
-    what.add_argument(
-        "--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help="override a key (repeatable)"
-    )
+    what.add_argument("--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help=set_help)
+    return what
+
+
+def add_lr(parser: argparse.ArgumentParser) -> None:
+    """The flags of `bench lr`."""
+    what = _add_preset(parser, "what to train")
     what.add_argument("--steps", dest="bench_steps", type=_count, metavar="N", help="steps of a trial (at most 200)")
     rates = parser.add_argument_group("which rates (default: around what a range test finds)")
     rates.add_argument("--lrs", type=_rates, metavar="A,B,...", help="exactly these")
@@ -66,12 +72,7 @@ def add_lr(parser: argparse.ArgumentParser) -> None:
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
     """The flags of `bench memory`."""
-    what = parser.add_argument_group("what to measure")
-    what.add_argument("--preset", dest="bench_preset", required=True, metavar="NAME", help="a preset, or a .toml file")
-    what.add_argument("--cpu-twin", dest="bench_cpu_twin", action="store_true", help="the preset's stand-in on the CPU")
-    what.add_argument(
-        "--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help="override a key (repeatable)"
-    )
+    what = _add_preset(parser, "what to measure")
     what.add_argument(
         "--case", dest="bench_cases", action="append", metavar="NAME", help="only this strategy or combination, by name"
     )
@@ -85,12 +86,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 def add_hybrid(parser: argparse.ArgumentParser) -> None:
     """The flags of `bench hybrid`."""
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--preset", dest="bench_preset", required=True, metavar="NAME", help="a preset, or a .toml file")
-    what.add_argument("--cpu-twin", dest="bench_cpu_twin", action="store_true", help="the preset's stand-in on the CPU")
-    what.add_argument(
-        "--set", dest="bench_sets", action="append", default=[], metavar="KEY=VALUE", help="override a key in every arm"
-    )
+    what = _add_preset(parser, "what to train", "override a key in every arm")
     what.add_argument("--seeds", type=_paired_seeds, default=5, metavar="N", help="measured seeds (5; 8 for a claim)")
     what.add_argument(
         "--budgets", type=_budgets, metavar="A,B,C,D", help="steps of a run (half to 1.4 times the preset's)"

@@ -2,8 +2,7 @@
 
     preregistration.json  config.toml  machine.json  trial-<arm>-<steps>-<lr>-<seed>.json  lock
 
-The preregistration is written before the first trial and never again; its hash stands in the result. A file appears
-whole or not at all, so a comparison that is killed loses the trial it was at and nothing else.
+The preregistration is written before the first trial and never again; its hash stands in the result.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import platformdirs
 
 from gpuworkbench import __version__
-from gpuworkbench.config.diff import differences
-from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
-from gpuworkbench.config.toml_io import dump_toml, parse_toml, read_config_file
-from gpuworkbench.errors import RunError, UsageError
-from gpuworkbench.io import atomic_write_bytes, atomic_write_json, make_directories, read_regular_file
+from gpuworkbench.config.toml_io import dump_toml
+from gpuworkbench.errors import RunError
+from gpuworkbench.io import read_regular_file
 from gpuworkbench.plan.hybrid_bench import BenchPlan, Trial
+from gpuworkbench.plan.trial_directory import MAX_FILE_BYTES, TrialDirectory, open_directory, place_of, require_same
 
-MAX_FILE_BYTES = 16 * 1024 * 1024
 ANALYSIS = (
     "Tuning: for every schedule the rates of the grid (grown at its ends and refined around its best where adapts) at "
     "the reference budget, on the tuning seeds, which no measured trial uses; the baseline is the schedule and rate "
@@ -59,10 +55,8 @@ class Preregistration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     analysis: tuple[str, ...]
 
 
-class BenchFiles(NamedTuple):
-    """The names within a comparison's directory, and how to read and write what they hold."""
-
-    root: Path
+class BenchFiles(TrialDirectory):
+    """A comparison's directory. `config`: the preset's, which every arm begins from."""
 
     @property
     def preregistration(self) -> Path:
@@ -70,19 +64,9 @@ class BenchFiles(NamedTuple):
         return self.root / "preregistration.json"
 
     @property
-    def config(self) -> Path:
-        """The preset's resolved configuration, which every arm begins from."""
-        return self.root / "config.toml"
-
-    @property
     def machine(self) -> Path:
         """On what the trials ran, as their process saw it."""
         return self.root / "machine.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains."""
-        return self.root / "lock"
 
     def trial(self, stem: str) -> Path:
         """One trial."""
@@ -90,7 +74,7 @@ class BenchFiles(NamedTuple):
 
     def read_preregistration(self) -> Preregistration:
         """Raises RunError where it is missing or malformed."""
-        found: Preregistration | None = _read(self.preregistration, Preregistration)
+        found: Preregistration | None = self.read(self.preregistration, Preregistration)
         if found is None:
             raise RunError(f"{self.preregistration} cannot be read", "remove the directory and compare anew")
         return found
@@ -102,25 +86,13 @@ class BenchFiles(NamedTuple):
         except OSError as error:
             raise RunError(f"{self.preregistration} cannot be read: {error.strerror}", "compare anew") from None
 
-    def read_config(self) -> RunConfig:
-        """Raises ConfigError."""
-        return build(parse_toml(read_config_file(self.config), str(self.config)), str(self.config))
-
     def read_machine(self) -> dict[str, Any]:
         """Empty before the first trial."""
-        return _read(self.machine, dict[str, Any]) or {}
+        return self.read(self.machine, dict[str, Any]) or {}
 
     def read_trials(self) -> list[Trial]:
-        """Every finished trial; a damaged file, or one under another's name, is a trial that is still to do."""
-        found = [(path, _read(path, Trial)) for path in sorted(self.root.glob("trial-*.json"))]
-        return [trial for path, trial in found if trial is not None and path == self.trial(stem_of(trial))]
-
-    def write(self, path: Path, value: Any) -> None:
-        """Store a result, durably. Raises RunError."""
-        try:
-            atomic_write_json(path, value)
-        except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror or error}", "check the disk") from None
+        """Every finished trial."""
+        return self.read_named(Trial, lambda trial: self.trial(stem_of(trial)))
 
 
 def stem_of(trial: Trial) -> str:
@@ -129,9 +101,8 @@ def stem_of(trial: Trial) -> str:
 
 
 def default_directory(plan: BenchPlan, config: RunConfig) -> Path:
-    """Where a comparison is kept unless a person says so: the same request finds the same place, and goes on there."""
-    digest = hashlib.sha256(msgspec.json.encode(plan) + dump_toml(config)).hexdigest()[:8]
-    return platformdirs.user_data_path("gpuworkbench", appauthor=False) / "bench" / f"hybrid-{plan.preset}-{digest}"
+    """Where a comparison is kept unless a person says so."""
+    return place_of("hybrid", plan.preset, plan, config)
 
 
 def open_bench(root: Path, plan: BenchPlan, config: RunConfig) -> BenchFiles:
@@ -140,43 +111,19 @@ def open_bench(root: Path, plan: BenchPlan, config: RunConfig) -> BenchFiles:
     Raises UsageError where `root` holds another comparison or something else, RunError where it cannot be written.
     """
     files = BenchFiles(root)
-    text = dump_toml(config)
-    try:
-        make_directories(root)
-        if files.preregistration.exists():
-            _require_same(files, plan, config)
-            return files
-        if any(root.iterdir()):
-            raise UsageError(f"{root} holds files, and no comparison", "give an empty or a new --dir")
-        atomic_write_bytes(files.config, text)
-        registered = Preregistration(
+
+    def registered() -> Preregistration:
+        return Preregistration(
             written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
             plan=plan,
-            config_sha256=hashlib.sha256(text).hexdigest(),
+            config_sha256=hashlib.sha256(dump_toml(config)).hexdigest(),
             analysis=ANALYSIS,
         )
-        atomic_write_json(files.preregistration, registered)  # last: with it the directory is a comparison
-    except OSError as error:
-        raise RunError(
-            f"{root} cannot be written: {error.strerror or error}", "choose another place with --dir"
-        ) from None
+
+    def check() -> None:
+        require_same(files, plan, config, files.read_preregistration().plan, what="comparison", flag="--dir")
+
+    first = (files.preregistration, registered)
+    open_directory(files, config, what="comparison", flag="--dir", first=first, check=check)
     return files
-
-
-def _require_same(files: BenchFiles, plan: BenchPlan, config: RunConfig) -> None:
-    hint = "give another --dir, or none"
-    changed = [str(difference) for difference in differences(files.read_config(), config)]
-    if changed:
-        raise UsageError(f"{files.root} holds a comparison of another configuration: {'; '.join(changed[:3])}", hint)
-    before, after = msgspec.to_builtins(files.read_preregistration().plan), msgspec.to_builtins(plan)
-    odd = [f"{key} differ" for key in after if before.get(key) != after[key]]
-    if odd:
-        raise UsageError(f"{files.root} holds another comparison: {'; '.join(odd[:3])}", hint)
-
-
-def _read(path: Path, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(read_regular_file(path, MAX_FILE_BYTES), type=kind)
-    except (OSError, ValueError, RecursionError):
-        return None
