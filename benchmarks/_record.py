@@ -68,8 +68,8 @@ def _version(package: str) -> str | None:
 
 
 def write_page(description: str, page: Path, made_from: Callable[[str], str]) -> None:
-    """The command line of a script that keeps a page's tables: write them, or with --check tell whether they are old."""
     """The command of a script that keeps a page's tables: write them, or with --check tell whether they are old."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
     arguments = parser.parse_args()
     text = page.read_text()
