@@ -67,7 +67,7 @@ def test_from_home_to_a_run_and_out(session: Session) -> None:
     session.press("Escape")
     session.see("2 Memory")
     session.press("x")
-    session.see("by t")  # the legend's last words give way where there is no room for all
+    session.see("by tokens")
     session.see("10M")  # tokens
     session.call("resize-window", "-x", "80", "-y", "24")
     shown = session.see("8 Messages")

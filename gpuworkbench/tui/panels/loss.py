@@ -27,7 +27,8 @@ class LossPanel(PlotPanel):
     def draw(self, view: RunView, width: int, height: int) -> VisualType:
         """See the class."""
         series, axis = view.state.series, self.axis
-        self.set_legend(self._legend(view))
+        whole = self._legend(view)
+        self.set_legend(whole if whole.cell_length <= width else self._legend(view, is_short=True))
         curves = [axis_curve(series, "loss", axis, self.rgb("primary-muted" if axis.smoothing else "primary"))]
         if axis.smoothing:
             smooth = curve(series, "loss", axis.by, axis.smoothing)
@@ -42,19 +43,20 @@ class LossPanel(PlotPanel):
         has_any = any(len(series[name]) for name in ("loss", "val_loss"))
         return Content.styled("nothing in this stretch; 0 shows all" if has_any else "no step yet", "$foreground-muted")
 
-    def _legend(self, view: RunView) -> Content:
+    def _legend(self, view: RunView, *, is_short: bool = False) -> Content:
+        """What the curves are, with their values; short where the axis' words would be cut off."""
         series, best = view.state.series, view.state.best_eval
         step = self.cursor_step(view)
         train = self.at_cursor(view, "loss", view.state.loss)
         parts: list[Part] = [("⣀⠤⠒ ", "$primary"), f"train {format_loss(train)}"]
         if len(series["val_loss"]):
-            words = f"best {format_loss(best.loss if best else None)}"
+            words = f"{'best' if is_short else 'val, best'} {format_loss(best.loss if best else None)}"
             if step is not None:
-                words = format_loss(self.at_cursor(view, "val_loss", None))
-            parts += [(f"  {VAL_MARKER} ", "$warning"), f"val{',' if step is None else ''} {words}"]
+                words = f"val {format_loss(self.at_cursor(view, 'val_loss', None))}"
+            parts += [(f"  {VAL_MARKER} ", "$warning"), words]
         if len(series["predicted_loss"]):
             value = "" if step is None else f" {format_loss(self.at_cursor(view, 'predicted_loss', None))}"
-            parts += [(f"  {PREDICTED_MARKER} ", "$error"), f"predicted{value}, not measured"]
+            parts += [(f"  {PREDICTED_MARKER} ", "$error"), f"predicted{value}{'' if is_short else ', not measured'}"]
         if step is not None:
             parts.append((f"  at step {step}", "$accent"))
         if self.axis.words:
