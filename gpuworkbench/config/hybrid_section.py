@@ -54,9 +54,13 @@ class HybridConfig(Section, frozen=True, kw_only=True):
     corrector: Annotated[
         bool, doc("correct predicted losses by the residuals of past ones, and store shadow proposals")
     ] = False
-    bandit: Annotated[bool, doc("let a bandit choose the horizon, and switch prediction off where it does not pay")] = (
-        False
-    )
+    bandit: Annotated[
+        bool, doc("let a bandit choose predictor and horizon, and switch prediction off where it does not pay")
+    ] = False
+    bandit_predictors: Annotated[
+        str,
+        doc("further predictors that the bandit may choose, with commas between; each keeps its state", max_length=200),
+    ] = ""
     auto_tuning: Annotated[
         bool, doc("plateau restarts, adaptive clipping and gradient bands, each told as an event")
     ] = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpuworkbench.hybrid.divergence import Verdict
@@ -26,6 +26,7 @@ class Plan(NamedTuple):
 
     blocked: str = ""
     horizon: int | None = None
+    predictor: str | None = None
 
 
 class NoAdvice:
@@ -81,8 +82,9 @@ class NoAdvice:
     def acted(self, actions: Sequence[str]) -> None:
         """These actions of a verdict are done by the component itself: shorter_horizon, lr_cut."""
 
-    def plan(self, step: int, confidence: float | None) -> Plan:
-        """Asked where a prediction could begin; the same for the same step."""
+    def plan(self, step: int, confidences: Mapping[str, float | None]) -> Plan:
+        """Asked where a prediction could begin; the same for the same step. `confidences` by name of the predictors
+        that may predict now."""
         return Plan()
 
     def clip_norm(self, configured: float) -> float:
@@ -97,8 +99,8 @@ class NoAdvice:
         """(key, old, new, reason) of what it changed since it was asked last."""
         return []
 
-    def after_step(self, predictor: Any, step: int, controller: Any) -> None:
-        """The weights after a true step, as the predictor's body reads them."""
+    def after_step(self, candidates: Any, step: int, controller: Any) -> None:
+        """The weights after a true step, as the predictors' body reads them."""
 
     def cosine(self) -> float | None:
         """Of the last shadow proposals with what the weights really did; None: unknown."""

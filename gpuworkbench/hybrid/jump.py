@@ -5,34 +5,25 @@ from __future__ import annotations
 import math
 import time
 
-from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.candidates import Candidates
 from gpuworkbench.hybrid.components import Outcome
 from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.controller import Jump
-from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
 from gpuworkbench.hybrid.undo import JumpUndo
 
 
 class Jumper:
-    """Makes the jumps of one run with one predictor."""
+    """Makes the jumps of one run, with whichever predictor is chosen."""
 
     def __init__(
-        self,
-        context: HybridContext,
-        *,
-        spec: PredictorSpec,
-        body: Body,
-        predictor: Predictor,
-        probe: Probe,
-        undo: JumpUndo,
+        self, context: HybridContext, *, body: Body, candidates: Candidates, probe: Probe, undo: JumpUndo
     ) -> None:
         self.context = context
-        self.spec = spec
         self.body = body
-        self.predictor = predictor
+        self.candidates = candidates
         self.probe = probe
         self.undo = undo
 
@@ -50,19 +41,17 @@ class Jumper:
         self._tell_strategies(jump.virtual_steps)
         before = self.probe.loss()
         horizon, after, probes = self._move(jump.virtual_steps, before, step)
-        accepted = is_accepted(self.spec.rule, before, after)
+        accepted = is_accepted(self.candidates.chosen.spec.rule, before, after)
         delta_norm = self.body.moved()
-        if accepted:
-            self.predictor.accepted()
-        else:
+        if not accepted:
             self.undo.restore_weights()
-            self.predictor.rejected()
+        self.candidates.judged(accepted=accepted)
         for remaining in range(jump.virtual_steps - 1, 0, -1):
             self._tell_strategies(remaining)
         self.context.emit(
             Prediction,
             step=step,
-            predictor=self.context.config.hybrid.predictor,
+            predictor=self.candidates.chosen.name,
             exploration=jump.exploration,
             horizon_steps=horizon,
             confidence=confidence,
@@ -79,7 +68,7 @@ class Jumper:
     def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss, int]:
         """Move the weights as far as it goes; returns how many virtual steps that stands for, the probe there, and
         how often the probe was asked."""
-        if not self.spec.doubles:
+        if not self.candidates.chosen.spec.doubles:
             return longest, self._try(longest, step), 1
         best, horizon, trial, probes = before, 0, 1, 0
         while True:
@@ -104,7 +93,7 @@ class Jumper:
 
     def _propose(self, horizon: int, step: int) -> None:
         self.body.moved()  # counts from here
-        self.predictor.propose(horizon, step)
+        self.candidates.chosen.predictor.propose(horizon, step)
 
     def _tell_strategies(self, remaining: int) -> None:
         """A virtual step begins, `remaining` of them before the next true one. A jump is worked out in the first,

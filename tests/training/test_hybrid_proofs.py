@@ -100,7 +100,7 @@ def test_a_jump_that_training_refutes_is_rolled_back() -> None:
     assert all(torch.equal(now, then) for now, then in zip(buffers, momenta, strict=True))
     assert training.phases.changes[-1][1] == "full"
     assert "rolled back" in training.phases.changes[-1][2]
-    assert training.trainer.acceptance.rate() == 0.0
+    assert training.trainer.candidates.chosen.acceptance.rate() == 0.0
 
 
 def test_a_micro_correction_that_diverges_rolls_back() -> None:

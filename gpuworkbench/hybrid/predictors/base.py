@@ -60,6 +60,10 @@ class Predictor:
     def rejected(self) -> None:
         """The proposal was undone, at once or after a few true steps; the weights are those before it."""
 
+    def displaced(self) -> None:
+        """The weights were moved by another predictor's jump that stands, or went back with one: the path begins anew
+        here. What was learnt of its directions stays. Without state there is nothing to do."""
+
     def reset(self) -> None:
         """Forget everything."""
         self.slots, self.numbers = {}, {}

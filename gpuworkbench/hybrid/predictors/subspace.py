@@ -68,7 +68,12 @@ class Subspace(Predictor):
 
     def rejected(self) -> None:
         """The weights may be some steps back: look anew."""
-        self._look(self.numbers["step"])
+        self.displaced()
+
+    def displaced(self) -> None:
+        """What others moved is no displacement of the path."""
+        if self.slots:
+            self._look(self.numbers["step"])
 
     def _kept(self) -> list[dict[str, Tensor]]:
         """The displacements, oldest first."""
