@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.signals import StepSignals
@@ -54,6 +56,10 @@ class NoAdvice:
         """A predicted loss `steps` ahead, corrected by what such predictions missed before."""
         return predicted
 
+    def inputs(self) -> list[float]:
+        """What corrections are made from: numbers of about unit scale that describe the state of training."""
+        return []
+
     def judged(self, outcome: Outcome) -> None:
         """A jump was made and stands, or was undone at once."""
 
@@ -99,8 +105,15 @@ class NoAdvice:
         """(key, old, new, reason) of what it changed since it was asked last."""
         return []
 
-    def after_step(self, candidates: Any, step: int, controller: Any) -> None:
+    def after_step(self, step: int, controller: Any) -> None:
         """The weights after a true step, as the predictors' body reads them."""
+
+    def phase_began(self) -> None:
+        """A full phase begins; all scalars of the steps before it are known."""
+
+    def correction(self, predictor: str, horizon: int) -> Callable[[str, Tensor], Tensor] | None:
+        """A weight's name and what this predictor would move it by, to what it should be moved by; None: to that."""
+        return None
 
     def cosine(self) -> float | None:
         """Of the last shadow proposals with what the weights really did; None: unknown."""

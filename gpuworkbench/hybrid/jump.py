@@ -8,7 +8,7 @@ import time
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
 from gpuworkbench.hybrid.candidates import Candidates
-from gpuworkbench.hybrid.components import Outcome
+from gpuworkbench.hybrid.components import NoAdvice, Outcome
 from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.controller import Jump
 from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
@@ -19,11 +19,20 @@ class Jumper:
     """Makes the jumps of one run, with whichever predictor is chosen."""
 
     def __init__(
-        self, context: HybridContext, *, body: Body, candidates: Candidates, probe: Probe, undo: JumpUndo
+        self,
+        context: HybridContext,
+        *,
+        body: Body,
+        candidates: Candidates,
+        residuals: NoAdvice,
+        probe: Probe,
+        undo: JumpUndo,
     ) -> None:
+        """`residuals` corrects proposals by what earlier ones missed, where it is on."""
         self.context = context
         self.body = body
         self.candidates = candidates
+        self.residuals = residuals
         self.probe = probe
         self.undo = undo
 
@@ -32,7 +41,6 @@ class Jumper:
         jump: Jump,
         confidence: float | None,
         predicted_loss: float | None,
-        cosine: float | None = None,
     ) -> Outcome:
         """Returns what became of it. No decision of exact mode reads the duration."""
         started_s, step = time.perf_counter(), self.context.step()
@@ -60,7 +68,7 @@ class Jumper:
             probe_after=after.mean,
             accepted=accepted,
             delta_norm=delta_norm,
-            cosine=cosine,
+            cosine=self.residuals.cosine(),
             duration_s=(seconds := time.perf_counter() - started_s),
         )
         return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, seconds)
@@ -93,7 +101,9 @@ class Jumper:
 
     def _propose(self, horizon: int, step: int) -> None:
         self.body.moved()  # counts from here
-        self.candidates.chosen.predictor.propose(horizon, step)
+        chosen = self.candidates.chosen
+        with self.body.corrected_by(self.residuals.correction(chosen.name, horizon)):
+            chosen.predictor.propose(horizon, step)
 
     def _tell_strategies(self, remaining: int) -> None:
         """A virtual step begins, `remaining` of them before the next true one. A jump is worked out in the first,

@@ -55,7 +55,6 @@ class HybridTrainer:
         self.controller = PhaseController(hybrid, averages=self.candidates.chosen.spec.averages)
         self.undo = JumpUndo(self.body, context.optimizer)
         self.probe = Probe(context.forward, context.model, context.probe_sequences)
-        self.jumper = Jumper(context, body=self.body, candidates=self.candidates, probe=self.probe, undo=self.undo)
         self.trend = LossTrend()
         self.watch: Watch | None = None  # the jump that true steps are still to judge
         self.owes_damping = False
@@ -69,7 +68,15 @@ class HybridTrainer:
         )
         self.dynamics, self.monitor, self.corrector = advice.dynamics, advice.monitor, advice.corrector
         self.bandit, self.tuner = advice.bandit, advice.tuner
-        self.residuals = ShadowAdvice(self.body, hybrid) if hybrid.corrector else NoAdvice()
+        self.residuals = ShadowAdvice(self.body, self.candidates, advice.corrector) if hybrid.corrector else NoAdvice()
+        self.jumper = Jumper(
+            context,
+            body=self.body,
+            candidates=self.candidates,
+            residuals=self.residuals,
+            probe=self.probe,
+            undo=self.undo,
+        )
         self.selection = Selection(self.candidates, self.dynamics, self.bandit)
         for candidate in self.candidates:
             candidate.predictor.advised_by(self.dynamics)
@@ -124,7 +131,7 @@ class HybridTrainer:
         self.controller.stepped()
         self._observe_weights()
         for component in (self.residuals, self.bandit):
-            component.after_step(self.candidates, self.context.step(), self.controller)
+            component.after_step(self.context.step(), self.controller)
 
     def observe(self, signals: StepSignals) -> None:
         """The scalars of a true step, in order."""
@@ -196,6 +203,7 @@ class HybridTrainer:
         if move.to == FULL:
             self.watch = None
             self.undo.drop()
+            self.residuals.phase_began()
         self.context.phases.change(step, move.to, move.reason, move.planned_steps)
         self._observe_weights()
 
@@ -208,7 +216,7 @@ class HybridTrainer:
         confidence = self.selection.confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)
-        outcome = self.jumper.jump(jump, confidence, predicted, self.residuals.cosine())
+        outcome = self.jumper.jump(jump, confidence, predicted)
         accepted = outcome.accepted
         for component in self._components():
             component.judged(outcome)

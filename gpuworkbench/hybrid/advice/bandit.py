@@ -66,7 +66,7 @@ class BanditAdvice(PlainState, NoAdvice):
         self.told: list[Any] = []  # news
         self._last_s: float | None = None
 
-    def after_step(self, candidates: object, step: int, controller: object) -> None:
+    def after_step(self, step: int, controller: object) -> None:
         """Fast mode: what a true step costs, from one to the next."""
         if self.costs.is_exact:
             return

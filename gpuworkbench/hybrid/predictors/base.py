@@ -24,6 +24,7 @@ class Predictor:
 
     kinds: ClassVar[tuple[str, ...]] = ()  # of `slots`
     proposes_freely = False  # `propose` changes nothing but the weights: it may be asked in shadow
+    predicts_path = False  # it proposes where the weights will be, so that the truth can correct it
     version = 1
 
     def __init__(self, body: Body, config: HybridConfig, seed: int) -> None:

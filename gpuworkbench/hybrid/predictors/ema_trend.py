@@ -23,6 +23,7 @@ class EmaTrend(Predictor):
 
     kinds = ("before", "trend")
     proposes_freely = True
+    predicts_path = True
 
     @property
     def stride(self) -> int:

@@ -28,6 +28,7 @@ class Subspace(Predictor):
 
     kinds = ("before", *(f"d{number}" for number in range(MAX_DISPLACEMENTS)))
     proposes_freely = True
+    predicts_path = True
 
     @property
     def stride(self) -> int:
