@@ -96,8 +96,10 @@ class HybridTrainer:
             bad = self.context.flush()
             if bad is not None:
                 return bad
-            diverged = self._act(self.monitor.verdicts()) or self._judge()
-            action = self.controller.next(self._situation(diverged))
+            forced = self._act(self.monitor.verdicts())
+            # A jump is judged when its true steps are done, or are cut short here.
+            undone = self._judge() if forced or self.controller.is_due() else ""
+            action = self.controller.next(self._situation(undone or forced))
             if action is None:
                 return None
             if isinstance(action, Move):
