@@ -156,9 +156,10 @@ class LinUcb(PlainState):
     def _switch_off(self, best: float) -> Choice:
         self.is_off, self.waits = True, 0
         mean = self.mean_reward or 0.0
-        reason = (
-            f"measured benefit {mean:+.3g} per step's cost over {self.count} jumps, best arm {best:+.2f}: not above 0"
-        )
+        measured = f"measured benefit {mean:+.3g} per step's cost over {self.count} jumps"
+        reason = f"{measured}, best arm {best:+.2f}: not above 0"
+        if mean > 0.0:
+            reason = f"{measured}, but now the best arm is expected to bring {best:+.2f}: not above 0"
         return Choice(OFF_ARM, reason, switched=True)
 
     def _after_retry(self, arm: Arm, value: float) -> Choice | None:

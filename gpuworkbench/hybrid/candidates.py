@@ -19,20 +19,32 @@ from gpuworkbench.parts import Stateful
 
 @dataclass(eq=False)
 class Candidate:
-    """One predictor with its own record: how often its jumps stood, and how many predictions it has made."""
+    """One predictor with its own record: how often its jumps stood, and how many predictions it has made.
+
+    While it `rests` it is shown nothing, since it cannot jump before long: looking costs time, and copies of weights.
+    """
 
     name: str
     spec: PredictorSpec
     predictor: Predictor
     acceptance: AcceptanceRate = field(default_factory=AcceptanceRate)
     predictions: int = 0
+    rests: bool = False
+
+    def observe(self, step: int, until_jump: int, *, rests: bool) -> None:
+        """See Predictor.observe. After a rest the path begins where it looks again."""
+        if self.rests and not rests:
+            self.predictor.displaced()
+        self.rests = rests
+        if not rests:
+            self.predictor.observe(step, until_jump)
 
     def blocked(self, step: int, max_steps: int) -> str:
-        """Why it can propose nothing now; "": it can."""
+        """Why it can propose nothing now; "": it can, or it rests and is refused for the reason that it rests for."""
         begin, end = self.spec.window
         if not begin <= step / max_steps <= end:
             return f"{self.name} is off outside of {begin:.0%} to {end:.0%} of the run"
-        return self.predictor.ready()
+        return "" if self.rests else self.predictor.ready()
 
 
 class Candidates:
@@ -65,11 +77,6 @@ class Candidates:
     def by(self) -> str:
         """Who predicts, where there is more than one that could."""
         return self.chosen.name if len(self.all) > 1 else ""
-
-    def observe(self, step: int, until_jump: int) -> None:
-        """See Predictor.observe."""
-        for candidate in self.all:
-            candidate.predictor.observe(step, until_jump)
 
     def judged(self, *, accepted: bool) -> None:
         """The probe kept the jump, or it is undone: then the others have seen nothing of it."""
@@ -104,12 +111,12 @@ class Candidates:
     def reset(self) -> None:
         """Their records as at the beginning of a run; each predictor is a part of its own."""
         for candidate in self.all:
-            candidate.acceptance, candidate.predictions = AcceptanceRate(), 0
+            candidate.acceptance, candidate.predictions, candidate.rests = AcceptanceRate(), 0, False
         self.at = 0
 
     def values(self) -> dict[str, Any]:
         """Their records as JSON can hold them."""
-        records = {c.name: {**c.acceptance.values(), "predictions": c.predictions} for c in self.all}
+        records = {c.name: {**c.acceptance.values(), "predictions": c.predictions, "rests": c.rests} for c in self.all}
         return {"chosen": self.chosen.name, "records": records}
 
     def load(self, values: Mapping[str, Any]) -> None:
@@ -120,5 +127,6 @@ class Candidates:
             if record is not None:
                 candidate.acceptance.load(record)
                 candidate.predictions = int(record["predictions"])
+                candidate.rests = bool(record["rests"])
             if candidate.name == values["chosen"]:
                 self.choose(candidate.name)

@@ -93,6 +93,10 @@ class NoAdvice:
         that may predict now."""
         return Plan()
 
+    def phases_off(self) -> int:
+        """Full phases up to the one that may end with a prediction, that one included; 0: prediction is not off."""
+        return 0
+
     def clip_norm(self, configured: float) -> float:
         """The norm that gradients are clipped to."""
         return configured

@@ -188,9 +188,13 @@ class PhaseController:
     def admits(self, confidence: float | None, predictions: int, *, averages: bool) -> bool:
         """Whether the gate lets a predictor through that has made so many predictions: only one that may predict right
         after a correct phase does so there."""
-        explores = predictions < self.config.exploration
-        if self.phase == CORRECT and (explores or averages):
+        if self.phase == CORRECT and (predictions < self.config.exploration or averages):
             return False
+        return self.opens(confidence, predictions)
+
+    def opens(self, confidence: float | None, predictions: int) -> bool:
+        """Whether the confidence gate is open, or is bypassed."""
+        explores = predictions < self.config.exploration
         return explores or (confidence is not None and confidence >= self.config.confidence_threshold)
 
     def _horizon_in(self, situation: Situation, confidence: float | None) -> int:

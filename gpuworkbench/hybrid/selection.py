@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from gpuworkbench.hybrid.candidates import Candidate, Candidates
 from gpuworkbench.hybrid.components import NoAdvice, Plan
-from gpuworkbench.hybrid.controller import PhaseController
+from gpuworkbench.hybrid.controller import FULL, PhaseController
+
+LOOKS_AHEAD = 2  # full phases of looking before a jump; an averaging predictor needs the last one alone
 
 
 class Selection:
@@ -23,6 +25,8 @@ class Selection:
 
     def plan(self, controller: PhaseController, step: int, max_steps: int) -> Plan:
         """Choose one and tell the machine of which kind it is; how far it should go, or what stands against any."""
+        if self.bandit.phases_off() > 1:  # they rest, and their readiness says nothing
+            return self.bandit.plan(step, {candidate.name: None for candidate in self.candidates})
         reasons = {candidate: candidate.blocked(step, max_steps) for candidate in self.candidates}
         can = [candidate for candidate, reason in reasons.items() if not reason]
         if not can:
@@ -34,6 +38,24 @@ class Selection:
         controller.averages = self.candidates.chosen.spec.averages
         return plan
 
+    def rests(self, candidate: Candidate, controller: PhaseController, step: int, max_steps: int) -> bool:
+        """Whether it cannot jump before long, and so need not watch: its window is over, its gate has closed for good
+        (only jumps could open it again), or the bandit has switched prediction off and does not try again yet."""
+        if controller.phase != FULL:
+            return False  # a jump may still be judged
+        if step / max_steps > candidate.spec.window[1]:
+            return True
+        is_learnt = self.dynamics.confidence(self.candidates.config.max_predict_steps) is not None
+        if not is_learnt and not controller.opens(candidate.acceptance.rate(), candidate.predictions):
+            return True
+        return self.bandit.phases_off() > (1 if candidate.spec.averages else LOOKS_AHEAD)
+
+    def observe(self, controller: PhaseController, step: int, max_steps: int) -> None:
+        """A true step was taken, or a phase begins: show the weights to those that may jump."""
+        for candidate in self.candidates:
+            is_resting = self.rests(candidate, controller, step, max_steps)
+            candidate.observe(step, controller.until_jump(), rests=is_resting)
+
     def _is_admitted(self, candidate: Candidate, controller: PhaseController) -> bool:
         confidence, averages = self.confidence(candidate), candidate.spec.averages
-        return controller.admits(confidence, candidate.predictions, averages=averages)
+        return not candidate.rests and controller.admits(confidence, candidate.predictions, averages=averages)

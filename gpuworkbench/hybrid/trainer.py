@@ -211,7 +211,7 @@ class HybridTrainer:
 
     def _observe_weights(self) -> None:
         if self.controller.phase != WARMUP:
-            self.candidates.observe(self.context.step(), self.controller.until_jump())
+            self.selection.observe(self.controller, self.context.step(), self.context.max_steps)
 
     def _jump(self, jump: Jump) -> None:
         """Make the jump, keep or undo it, and tell."""
@@ -369,7 +369,7 @@ class HybridTrainer:
         """The predictors' records; checkpoints of before there could be several hold that of the only one."""
         if "candidates" in values:
             return dict(values["candidates"])
-        record = {**values["acceptance"], "predictions": values["controller"]["predictions"]}
+        record = {**values["acceptance"], "predictions": values["controller"]["predictions"], "rests": False}
         return {"chosen": self.config.predictor, "records": {self.config.predictor: record}}
 
     def reset(self) -> None:

@@ -132,7 +132,7 @@ def in_a_predictor(run: TrainingRun, part: str, outcomes: int) -> set[str]:
     found |= {f"run.parts[{part}].numbers.len()", f"run.parts[{part}].slots.len()"}
     found |= {f"run.parts[{part}].model.count"}  # "lessons" of a learned one
     found |= {f"run.parts[{part}].slots[{kind}].len()" for kind in {name.partition("/")[0] for name in state.tensors}}
-    found |= {f"{at}.predictions", f"{at}.acceptance.outcomes.len()"}
+    found |= {f"{at}.predictions", f"{at}.rests", f"{at}.acceptance.outcomes.len()"}
     return found | {f"{at}.acceptance.outcomes[{number}]" for number in range(outcomes)}
 
 

@@ -99,9 +99,16 @@ class BanditAdvice(PlainState, NoAdvice):
             return Plan(horizon=arm.horizon, predictor=arm.predictor)
         return Plan(self._off() if self.bandit.is_off else "no prediction: what can jump now did not pay")
 
+    def phases_off(self) -> int:
+        """Up to its next try, once the last jump has its reward."""
+        bandit = self.bandit
+        return bandit.retry_after - bandit.waits if bandit.is_off and not self.waiting else 0
+
     def _off(self) -> str:
-        mean = self.bandit.mean_reward
-        return f"prediction is off: measured benefit {0.0 if mean is None else mean:+.3g} is not above 0"
+        mean = self.bandit.mean_reward or 0.0
+        if mean > 0.0:  # of all jumps; lately it was not
+            return f"prediction is off: of measured benefit {mean:+.3g} nothing is expected any more"
+        return f"prediction is off: measured benefit {mean:+.3g} is not above 0"
 
     def _context(self, confidence: float | None) -> list[float]:
         trend = self.meter.trend
