@@ -228,6 +228,8 @@ class HybridTrainer:
         else:
             self.undo.drop()
         self.controller.jumped(accepted=accepted)
+        if accepted:
+            self._observe_weights()  # the step between two jumps begins here
 
     def _uncorrected_loss(self, steps: int) -> float | None:
         known = self.dynamics.predicted_loss(steps)

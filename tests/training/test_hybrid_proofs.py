@@ -187,6 +187,21 @@ def test_an_alarm_that_ends_nothing_does_not_bring_the_judgement_forward() -> No
     assert len(training.of_type("correction")) == 1
 
 
+def test_the_second_jump_repeats_the_true_step_between_the_two() -> None:
+    """And not the first jump with it."""
+    training = on_the_quadratic("line_jump", exploration=1, correction_interval=2, max_predict_steps=4)
+    training.train(12)
+    assert training.trainer.before_step() is None
+    jumped = training.model.flat.detach().clone()
+    training.train(1)
+    stepped = training.model.flat.detach().clone()
+    assert training.trainer.before_step() is None
+    first, second = training.of_type("prediction")
+    assert (first["accepted"], second["accepted"]) == (True, True)
+    moved = training.model.flat.detach() - stepped
+    torch.testing.assert_close(moved, second["horizon_steps"] * (stepped - jumped), rtol=1e-4, atol=1e-6)
+
+
 def test_a_micro_correction_that_diverges_rolls_back() -> None:
     training = on_the_quadratic("line_jump", exploration=1)
     training.train(12)
