@@ -44,7 +44,7 @@ from gpuworkbench.plan.hybrid_bench import (
     steps_left,
 )
 from gpuworkbench.plan.hybrid_bench_files import BenchFiles, default_directory, open_bench
-from gpuworkbench.plan.hybrid_configs import arm_config
+from gpuworkbench.plan.hybrid_configs import JUMPS_AS_IT_IS, arm_config
 
 BUDGET_SHARES = (0.5, 0.7071, 1.0, 1.4142)  # of the preset's steps
 TUNING_SEED_OFFSET = 10_000
@@ -104,6 +104,9 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
     for override in sets:
         if override.key in DECIDED_HERE:
             raise UsageError(f"--set {override.key} is what a comparison decides", f"use {DECIDED_HERE[override.key]}")
+        if override.key in JUMPS_AS_IT_IS:
+            what = f"--set {override.key} has no effect: an arm, such as a control, is its predictor alone"
+            raise UsageError(what, "give it to an arm of your own: --arm NAME=ARM,hybrid.bandit=true")
     if arguments.untuned and (arguments.lrs is not None or arguments.schedules is not None):
         raise UsageError("--untuned tunes nothing, --lrs and --schedules are for tuning", "give one or the other")
     for name in arguments.schedules or ():

@@ -52,11 +52,15 @@ class HybridConfig(Section, frozen=True, kw_only=True):
     dynamics: Annotated[bool, doc("train the dynamics model beside the run; it gives the confidence")] = False
     dynamics_device: Annotated[Literal["device", "host"], doc("where the dynamics model computes")] = "host"
     corrector: Annotated[
-        bool, doc("correct predicted losses by the residuals of past ones, and store shadow proposals")
+        bool, doc("correct predicted losses, and jumps along the path, by what earlier ones missed in shadow")
     ] = False
-    bandit: Annotated[bool, doc("let a bandit choose the horizon, and switch prediction off where it does not pay")] = (
-        False
-    )
+    bandit: Annotated[
+        bool, doc("let a bandit choose predictor and horizon, and switch prediction off where it does not pay")
+    ] = False
+    bandit_predictors: Annotated[
+        str,
+        doc("further predictors that the bandit may choose, with commas between; each keeps its state", max_length=200),
+    ] = ""
     auto_tuning: Annotated[
         bool, doc("plateau restarts, adaptive clipping and gradient bands, each told as an event")
     ] = False

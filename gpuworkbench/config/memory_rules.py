@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gpuworkbench import registry
 from gpuworkbench.config.hybrid_section import HybridConfig
-from gpuworkbench.config.predictors import spec_of
+from gpuworkbench.config.predictors import predictor_names, spec_of
 from gpuworkbench.config.schema import RunConfig
 
 PRECISIONS = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
@@ -74,7 +74,7 @@ def _predict_aware(config: RunConfig) -> Iterator[Rule]:
     if not hybrid.enabled:
         what = "'predict_aware' has no effect: nothing is predicted with hybrid.enabled = false"
         yield Rule(key, what, "set it to 'none' or 'streamed', or hybrid.enabled = true")
-    elif hybrid.predictor in registry.PREDICTORS and not _ever_leaves(hybrid):
+    elif all(name in registry.PREDICTORS and not _ever_leaves(hybrid, name) for name in predictor_names(hybrid)):
         name = "full_steps" if spec_of(hybrid.predictor).averages else "max_predict_steps"
         steps = getattr(hybrid, name)
         what = f"'predict_aware' has no effect: no jump is longer than a step with hybrid.{name} = {steps}"
@@ -82,10 +82,10 @@ def _predict_aware(config: RunConfig) -> Iterator[Rule]:
         yield Rule(key, what + interval, f"set hybrid.{name} to 3 or more, or leave it out")
 
 
-def _ever_leaves(hybrid: HybridConfig) -> bool:
+def _ever_leaves(hybrid: HybridConfig, predictor: str) -> bool:
     """Whether a predicted phase at its longest gives the state time: a jump over several virtual steps, or several
     true steps between jumps (PhaseController.jumps_of and .planned; PredictAwareOffload.enter_phase)."""
-    averages = spec_of(hybrid.predictor).averages
+    averages = spec_of(predictor).averages
     horizon = hybrid.full_steps if averages else hybrid.max_predict_steps
     longest = min(horizon, 0 if averages else hybrid.correction_interval) or horizon
     true_steps_between = -(-horizon // longest) - 1

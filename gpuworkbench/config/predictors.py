@@ -67,13 +67,20 @@ def spec_of(name: str) -> PredictorSpec:
     return spec
 
 
+def predictor_names(config: HybridConfig) -> tuple[str, ...]:
+    """Every predictor that a run holds: hybrid.predictor, and with the bandit those that it may choose as well."""
+    further = config.bandit_predictors.split(",") if config.bandit and config.bandit_predictors else []
+    return config.predictor, *(name.strip() for name in further)
+
+
 def predictor_state_bytes(config: HybridConfig, n_trainable: int) -> int:
-    """Bytes that the predictor keeps for `n_trainable` parameters, undo copies left out; 0 where it is off.
+    """Bytes that the predictors keep for `n_trainable` parameters, undo copies left out; 0 where prediction is off.
 
     With the corrector, a shadow proposal and the weights it began at are kept beside for a part of each full phase.
     """
     shadow = SHADOW_BYTES if config.corrector else 0
-    return (spec_of(config.predictor).bytes_per_parameter(config) + shadow) * n_trainable if config.enabled else 0
+    kept = sum(spec_of(name).bytes_per_parameter(config) for name in predictor_names(config))
+    return (kept + shadow) * n_trainable if config.enabled else 0
 
 
 def undo_bytes(config: HybridConfig, weight_bytes: int, optimizer_bytes: int) -> int:

@@ -12,6 +12,7 @@ import msgspec
 from gpuworkbench import registry
 from gpuworkbench.config.applicable import owners, strays
 from gpuworkbench.config.memory_rules import memory_problems
+from gpuworkbench.config.predictors import predictor_names
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 
 NAMED_TOKENIZER = re.compile(r"^(byte|bpe-[1-9]\d{2,5}|[A-Za-z0-9_./-]+)$")
@@ -107,14 +108,23 @@ def _hybrid(config: RunConfig) -> Iterator[Problem]:
         )
     if not hybrid.enabled:
         return
-    if hybrid.predictor not in registry.PREDICTORS:
-        close = registry.nearest(hybrid.predictor, registry.PREDICTORS)
-        fix = f"did you mean {close!r}? " if close else ""
-        choices = ", ".join(sorted(registry.PREDICTORS))
-        yield Problem("hybrid.predictor", f"{hybrid.predictor!r} is not known", f"{fix}choices: {choices}")
-    if hybrid.predictor == "learned" and not hybrid.dynamics:
-        fix = "set hybrid.dynamics = true, or use hybrid.predictor = linear"
-        yield Problem("hybrid.predictor", "'learned' reads the dynamics model, which is off", fix)
+    if hybrid.bandit_predictors and not hybrid.bandit:
+        fix = "set hybrid.bandit = true, or leave it out"
+        yield Problem("hybrid.bandit_predictors", "has no effect: hybrid.bandit is off, which chooses among them", fix)
+    names = predictor_names(hybrid)
+    for number, name in enumerate(names):
+        key = "hybrid.bandit_predictors" if number else "hybrid.predictor"
+        if name not in registry.PREDICTORS:
+            close = registry.nearest(name, registry.PREDICTORS)
+            fix = f"did you mean {close!r}? " if close else ""
+            choices = ", ".join(sorted(registry.PREDICTORS))
+            yield Problem(key, f"{name!r} is not known", f"{fix}choices: {choices}")
+        if name in names[:number]:
+            where = "is hybrid.predictor already" if name == hybrid.predictor else "is there twice"
+            yield Problem(key, f"{name!r} {where}", "name each predictor once")
+        if name == "learned" and not hybrid.dynamics:
+            fix = f"set hybrid.dynamics = true, or use {key} = linear"
+            yield Problem(key, "'learned' reads the dynamics model, which is off", fix)
     if not hybrid.exploration:
         yield Problem("hybrid.exploration", "0, so that nothing is ever predicted", "set it to 1 or more")
 

@@ -7,7 +7,7 @@ news article recommendation, algorithm 1). OFF is an arm whose benefit is known 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,30 +78,41 @@ class LinUcb(PlainState):
         """The measured benefit so far, per cost; None before the first."""
         return self.total / self.count if self.count else None
 
-    def expected(self, context: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Estimate and width (1 deviation) of each arm's scaled reward in this context."""
-        x = np.asarray(context, dtype=np.float64)
-        solved = np.linalg.solve(self.grams.numpy(), np.broadcast_to(x[:, None], (len(self.arms), len(x), 1)))[..., 0]
+    def expected(self, contexts: Sequence[float] | Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+        """Estimate and width (1 deviation) of each arm's scaled reward in its context, or in the one given."""
+        x = np.broadcast_to(np.asarray(contexts, dtype=np.float64), (len(self.arms), len(CONTEXT)))
+        solved = np.linalg.solve(self.grams.numpy(), x[..., None])[..., 0]
         estimates = (solved * self.sums.numpy()).sum(-1)
-        widths = np.sqrt(np.maximum(solved @ x, 0.0))
+        widths = np.sqrt(np.maximum((solved * x).sum(-1), 0.0))
         return estimates.tolist(), widths.tolist()
 
-    def choose(self, context: Sequence[float]) -> Choice:
-        """The arm with the largest upper bound, or OFF: its measured benefit is not above 0."""
-        estimates, widths = self.expected(context)
+    def choose(
+        self, contexts: Sequence[float] | Sequence[Sequence[float]], open_to: Collection[str] | None = None
+    ) -> Choice:
+        """The arm with the largest upper bound, or OFF: its measured benefit is not above 0.
+
+        `open_to`: the predictors that can jump now (default: all); prediction is switched off only where none would
+        pay. `contexts`: one, or one an arm.
+        """
+        estimates, widths = self.expected(contexts)
         bounds = [e + self.alpha * w for e, w in zip(estimates, widths, strict=True)]
-        best = max(range(len(self.arms)), key=lambda i: (bounds[i], -i))
+        can = [i for i, arm in enumerate(self.arms) if open_to is None or arm.predictor in open_to]
+        if not can:
+            return Choice(OFF_ARM, "no predictor can jump now")
+        best = max(can, key=lambda i: (bounds[i], -i))
         if self.is_off:
             self.waits += 1
             if self.waits < self.retry_after:
                 return Choice(OFF_ARM, "prediction is off: it did not pay")
             self.waits = 0
             return Choice(self.arms[best], "tried again after a while without predictions")
-        untried = [i for i, n in enumerate(self.pulls) if n == 0]
+        untried = [i for i in can if self.pulls[i] == 0]
         if untried:
             return Choice(self.arms[untried[0]], "not tried yet")
-        if sum(self.pulls) >= MIN_PULLS and max(bounds) <= 0.0:
-            return self._switch_off(max(estimates))
+        if sum(self.pulls) >= MIN_PULLS and bounds[best] <= 0.0:
+            if max(bounds) <= 0.0:
+                return self._switch_off(max(estimates))
+            return Choice(OFF_ARM, "what can jump now did not pay")
         return Choice(self.arms[best], f"expected benefit {estimates[best]:+.2f} +- {widths[best]:.2f}")
 
     def reward(self, arm: Arm, context: Sequence[float], value: float) -> Choice | None:
@@ -145,9 +156,10 @@ class LinUcb(PlainState):
     def _switch_off(self, best: float) -> Choice:
         self.is_off, self.waits = True, 0
         mean = self.mean_reward or 0.0
-        reason = (
-            f"measured benefit {mean:+.3g} per step's cost over {self.count} jumps, best arm {best:+.2f}: not above 0"
-        )
+        measured = f"measured benefit {mean:+.3g} per step's cost over {self.count} jumps"
+        reason = f"{measured}, best arm {best:+.2f}: not above 0"
+        if mean > 0.0:
+            reason = f"{measured}, but now the best arm is expected to bring {best:+.2f}: not above 0"
         return Choice(OFF_ARM, reason, switched=True)
 
     def _after_retry(self, arm: Arm, value: float) -> Choice | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from gpuworkbench.memory.host_arena import host_like
 from gpuworkbench.memory.weights import Weights
+
+Correct = Callable[[str, Tensor], Tensor]  # a weight's name and delta to the corrected delta
 
 
 class Body:
@@ -25,6 +30,7 @@ class Body:
         self.weights = weights
         self.state_device = state_device
         self._moved: list[Tensor] = []
+        self._correct: Correct | None = None
 
     @property
     def n_elements(self) -> int:
@@ -42,8 +48,17 @@ class Body:
         self.weights.write(parameter, value.to(parameter.device))
 
     def add(self, name: str, delta: Tensor) -> None:
-        """Move the weight by `delta` (fp32, on `state_device`)."""
-        self.write(name, self.read(name) + delta)
+        """Move the weight by `delta` (fp32, on `state_device`), or what that is corrected to."""
+        self.write(name, self.read(name) + (delta if self._correct is None else self._correct(name, delta)))
+
+    @contextmanager
+    def corrected_by(self, correct: Correct | None) -> Iterator[None]:
+        """Within, `add` moves by `correct(name, delta)` in the place of `delta`."""
+        self._correct = correct
+        try:
+            yield
+        finally:
+            self._correct = None
 
     def empty(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor of the weight's shape where predictor state lives; on the host of a card, page-locked."""

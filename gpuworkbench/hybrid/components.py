@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.signals import StepSignals
@@ -26,6 +28,7 @@ class Plan(NamedTuple):
 
     blocked: str = ""
     horizon: int | None = None
+    predictor: str | None = None
 
 
 class NoAdvice:
@@ -52,6 +55,10 @@ class NoAdvice:
     def corrected_loss(self, predicted: float, steps: int) -> float:
         """A predicted loss `steps` ahead, corrected by what such predictions missed before."""
         return predicted
+
+    def inputs(self) -> list[float]:
+        """What corrections are made from: numbers of about unit scale that describe the state of training."""
+        return []
 
     def judged(self, outcome: Outcome) -> None:
         """A jump was made and stands, or was undone at once."""
@@ -81,9 +88,14 @@ class NoAdvice:
     def acted(self, actions: Sequence[str]) -> None:
         """These actions of a verdict are done by the component itself: shorter_horizon, lr_cut."""
 
-    def plan(self, step: int, confidence: float | None) -> Plan:
-        """Asked where a prediction could begin; the same for the same step."""
+    def plan(self, step: int, confidences: Mapping[str, float | None]) -> Plan:
+        """Asked where a prediction could begin; the same for the same step. `confidences` by name of the predictors
+        that may predict now."""
         return Plan()
+
+    def phases_off(self) -> int:
+        """Full phases up to the one that may end with a prediction, that one included; 0: prediction is not off."""
+        return 0
 
     def clip_norm(self, configured: float) -> float:
         """The norm that gradients are clipped to."""
@@ -97,8 +109,15 @@ class NoAdvice:
         """(key, old, new, reason) of what it changed since it was asked last."""
         return []
 
-    def after_step(self, predictor: Any, step: int, controller: Any) -> None:
-        """The weights after a true step, as the predictor's body reads them."""
+    def after_step(self, step: int, controller: Any) -> None:
+        """The weights after a true step, as the predictors' body reads them."""
+
+    def phase_began(self) -> None:
+        """A full phase begins; all scalars of the steps before it are known."""
+
+    def correction(self, predictor: str, horizon: int) -> Callable[[str, Tensor], Tensor] | None:
+        """A weight's name and what this predictor would move it by, to what it should be moved by; None: to that."""
+        return None
 
     def cosine(self) -> float | None:
         """Of the last shadow proposals with what the weights really did; None: unknown."""

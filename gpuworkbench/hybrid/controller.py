@@ -49,7 +49,8 @@ class Situation(NamedTuple):
     `confidence`: probability that a jump is accepted, None while nothing is known. `remaining_steps`: true steps until
     the run's end. `blocked`: why no prediction may be made now ("": it may). `diverged`: what went wrong since the
     last decision ("": nothing); it forces a full phase. `horizon_factor` in (0, 1] shortens the horizon; `horizon`
-    is the one to take instead of the rule's, where somebody chose it.
+    is the one to take instead of the rule's, where somebody chose it. `predictions`: those that the predictor in
+    question has made, None: all of the run's. `by`: its name, where there are several.
     """
 
     confidence: float | None
@@ -58,6 +59,8 @@ class Situation(NamedTuple):
     diverged: str = ""
     horizon_factor: float = 1.0
     horizon: int | None = None
+    predictions: int | None = None
+    by: str = ""
 
 
 @dataclass
@@ -76,7 +79,8 @@ class ControllerState:
 
 
 class PhaseController:
-    """The machine. `averages`: the predictor's horizon is fixed and it needs no true steps in between."""
+    """The machine. `averages`: the predictor's horizon is fixed and it needs no true steps in between; it is set anew
+    where another predictor is chosen."""
 
     version = 1
 
@@ -155,7 +159,8 @@ class PhaseController:
         config, state, confidence = self.config, self.state, situation.confidence
         if situation.blocked:
             return self._enter(FULL, situation.blocked)
-        explores = state.predictions < config.exploration
+        made = state.predictions if situation.predictions is None else situation.predictions
+        explores = made < config.exploration
         if self.phase == CORRECT and (explores or self.averages):
             return self._enter(FULL, "corrected")
         if self.phase == CORRECT and state.consecutive >= MAX_CONSECUTIVE_PREDICTS:
@@ -170,15 +175,27 @@ class PhaseController:
             return self._enter(FULL, f"too near the end: a prediction and its correction take {needed} steps")
         state.predictions += 1
         state.consecutive += 1
-        horizon = f"horizon {sum(jumps)}"
+        horizon, by = f"horizon {sum(jumps)}", f"{situation.by}: " if situation.by else ""
         if explores:
-            of = f"exploration {state.predictions} of {config.exploration}, the confidence gate is bypassed"
+            of = f"{by}exploration {made + 1} of {config.exploration}, the confidence gate is bypassed"
             return self._enter(PREDICT, f"{of}; {horizon}", jumps, is_exploring=True)
-        return self._enter(PREDICT, f"confidence {confidence:.2f}; {horizon}", jumps)
+        return self._enter(PREDICT, f"{by}confidence {confidence:.2f}; {horizon}", jumps)
 
     def chooses(self) -> bool:
         """Whether a prediction may begin now, if all else allows it."""
         return self.phase in (FULL, CORRECT) and self.is_due()
+
+    def admits(self, confidence: float | None, predictions: int, *, averages: bool) -> bool:
+        """Whether the gate lets a predictor through that has made so many predictions: only one that may predict right
+        after a correct phase does so there."""
+        if self.phase == CORRECT and (predictions < self.config.exploration or averages):
+            return False
+        return self.opens(confidence, predictions)
+
+    def opens(self, confidence: float | None, predictions: int) -> bool:
+        """Whether the confidence gate is open, or is bypassed."""
+        explores = predictions < self.config.exploration
+        return explores or (confidence is not None and confidence >= self.config.confidence_threshold)
 
     def _horizon_in(self, situation: Situation, confidence: float | None) -> int:
         if situation.horizon is None or self.averages:

@@ -5,34 +5,34 @@ from __future__ import annotations
 import math
 import time
 
-from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.events.schema import Prediction
 from gpuworkbench.hybrid.body import Body
-from gpuworkbench.hybrid.components import Outcome
+from gpuworkbench.hybrid.candidates import Candidates
+from gpuworkbench.hybrid.components import NoAdvice, Outcome
 from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.controller import Jump
-from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe, ProbeLoss, is_accepted
 from gpuworkbench.hybrid.undo import JumpUndo
 
 
 class Jumper:
-    """Makes the jumps of one run with one predictor."""
+    """Makes the jumps of one run, with whichever predictor is chosen."""
 
     def __init__(
         self,
         context: HybridContext,
         *,
-        spec: PredictorSpec,
         body: Body,
-        predictor: Predictor,
+        candidates: Candidates,
+        residuals: NoAdvice,
         probe: Probe,
         undo: JumpUndo,
     ) -> None:
+        """`residuals` corrects proposals by what earlier ones missed, where it is on."""
         self.context = context
-        self.spec = spec
         self.body = body
-        self.predictor = predictor
+        self.candidates = candidates
+        self.residuals = residuals
         self.probe = probe
         self.undo = undo
 
@@ -41,7 +41,6 @@ class Jumper:
         jump: Jump,
         confidence: float | None,
         predicted_loss: float | None,
-        cosine: float | None = None,
     ) -> Outcome:
         """Returns what became of it. No decision of exact mode reads the duration."""
         started_s, step = time.perf_counter(), self.context.step()
@@ -50,19 +49,17 @@ class Jumper:
         self._tell_strategies(jump.virtual_steps)
         before = self.probe.loss()
         horizon, after, probes = self._move(jump.virtual_steps, before, step)
-        accepted = is_accepted(self.spec.rule, before, after)
+        accepted = is_accepted(self.candidates.chosen.spec.rule, before, after)
         delta_norm = self.body.moved()
-        if accepted:
-            self.predictor.accepted()
-        else:
+        if not accepted:
             self.undo.restore_weights()
-            self.predictor.rejected()
+        self.candidates.judged(accepted=accepted)
         for remaining in range(jump.virtual_steps - 1, 0, -1):
             self._tell_strategies(remaining)
         self.context.emit(
             Prediction,
             step=step,
-            predictor=self.context.config.hybrid.predictor,
+            predictor=self.candidates.chosen.name,
             exploration=jump.exploration,
             horizon_steps=horizon,
             confidence=confidence,
@@ -71,7 +68,7 @@ class Jumper:
             probe_after=after.mean,
             accepted=accepted,
             delta_norm=delta_norm,
-            cosine=cosine,
+            cosine=self.residuals.cosine(),
             duration_s=(seconds := time.perf_counter() - started_s),
         )
         return Outcome(step, horizon, accepted, before.mean, after.mean, 1 + probes, seconds)
@@ -79,7 +76,7 @@ class Jumper:
     def _move(self, longest: int, before: ProbeLoss, step: int) -> tuple[int, ProbeLoss, int]:
         """Move the weights as far as it goes; returns how many virtual steps that stands for, the probe there, and
         how often the probe was asked."""
-        if not self.spec.doubles:
+        if not self.candidates.chosen.spec.doubles:
             return longest, self._try(longest, step), 1
         best, horizon, trial, probes = before, 0, 1, 0
         while True:
@@ -104,7 +101,9 @@ class Jumper:
 
     def _propose(self, horizon: int, step: int) -> None:
         self.body.moved()  # counts from here
-        self.predictor.propose(horizon, step)
+        chosen = self.candidates.chosen
+        with self.body.corrected_by(self.residuals.correction(chosen.name, horizon)):
+            chosen.predictor.propose(horizon, step)
 
     def _tell_strategies(self, remaining: int) -> None:
         """A virtual step begins, `remaining` of them before the next true one. A jump is worked out in the first,

@@ -32,6 +32,8 @@ class Residual(NamedTuple):
     num_bytes: int
     full_bytes: int
     error: float  # of the compression: missing norm over the difference's norm
+    context: tuple[float, ...] = ()  # the state of training that the proposal was made in
+    corrected_error: float | None = None  # what `relative_error` would have been with the correction of jumps
 
     @property
     def ratio(self) -> float:
@@ -110,7 +112,7 @@ class ResidualStore:
         for index, residual in enumerate(self.kept):
             row: dict[str, Any] = residual._asdict()
             row["deltas"] = {name: [list(kept.shape), kept.error] for name, kept in residual.deltas.items()}
-            rows.append({**row, "cosines": dict(residual.cosines)})
+            rows.append({**row, "cosines": dict(residual.cosines), "context": list(residual.context)})
             for name, kept in residual.deltas.items():
                 tensors[f"{index}/left/{name}"] = kept.left
                 tensors[f"{index}/right/{name}"] = kept.right
@@ -136,4 +138,4 @@ def _restored(index: int, row: Mapping[str, Any], tensors: Mapping[str, Tensor])
         )
         for name, (shape, error) in row["deltas"].items()
     }
-    return Residual(**{**row, "deltas": deltas})
+    return Residual(**{**row, "deltas": deltas, "context": tuple(row.get("context", ()))})

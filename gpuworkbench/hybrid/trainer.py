@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpuworkbench import registry
-from gpuworkbench.config.predictors import spec_of
 from gpuworkbench.errors import CheckpointError
 from gpuworkbench.events.schema import ConfigChanged, Correction, Divergence, MicroCorrection
 from gpuworkbench.events.schema import Warning as WarningEvent
-from gpuworkbench.hybrid.acceptance import AcceptanceRate
 from gpuworkbench.hybrid.advice.make import make_advice
 from gpuworkbench.hybrid.advice.monitor import CUT, RECOVERY_STEPS, SHORT_STEPS
 from gpuworkbench.hybrid.advice.shadow import ShadowAdvice
 from gpuworkbench.hybrid.body import Body
+from gpuworkbench.hybrid.candidates import Candidates
 from gpuworkbench.hybrid.components import NoAdvice, Plan
 from gpuworkbench.hybrid.context import BadStep, HybridContext
 from gpuworkbench.hybrid.controller import CORRECT, FULL, PREDICT, WARMUP, Jump, Move, PhaseController, Situation
@@ -30,8 +28,8 @@ from gpuworkbench.hybrid.damping import damp_moments
 from gpuworkbench.hybrid.divergence import Verdict
 from gpuworkbench.hybrid.jump import Jumper
 from gpuworkbench.hybrid.loss_trend import LossTrend
-from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe
+from gpuworkbench.hybrid.selection import Selection
 from gpuworkbench.hybrid.signals import StepSignals, moment_statistics
 from gpuworkbench.hybrid.undo import JumpUndo
 from gpuworkbench.hybrid.watch import Watch
@@ -50,31 +48,19 @@ class HybridTrainer:
         hybrid = context.config.hybrid
         self.context = context
         self.config = hybrid
-        self.spec = spec_of(hybrid.predictor)
         on_host = hybrid.state_device == "host"
         device = torch.device("cpu") if on_host else context.device
         self.body = Body(context.model, context.weights, device, on_host=on_host)
-        make = registry.load(registry.PREDICTORS[hybrid.predictor].implementation)
-        self.predictor: Predictor = make(self.body, hybrid, context.config.train.seed)
-        self.controller = PhaseController(hybrid, averages=self.spec.averages)
+        self.candidates = Candidates(self.body, hybrid, context.config.train.seed)
+        self.controller = PhaseController(hybrid, averages=self.candidates.chosen.spec.averages)
         self.undo = JumpUndo(self.body, context.optimizer)
         self.probe = Probe(context.forward, context.model, context.probe_sequences)
-        self.jumper = Jumper(
-            context,
-            spec=self.spec,
-            body=self.body,
-            predictor=self.predictor,
-            probe=self.probe,
-            undo=self.undo,
-        )
         self.trend = LossTrend()
-        self.acceptance = AcceptanceRate()
         self.watch: Watch | None = None  # the jump that true steps are still to judge
         self.owes_damping = False
         self.stop_reason = ""  # why the run must end here, with a checkpoint
         advice = make_advice(
             context.config,
-            self.spec,
             n_params=self.body.n_elements,
             weight_bytes=sum(p.nbytes for p in self.body.parameters.values()),
             device=context.device,
@@ -82,8 +68,18 @@ class HybridTrainer:
         )
         self.dynamics, self.monitor, self.corrector = advice.dynamics, advice.monitor, advice.corrector
         self.bandit, self.tuner = advice.bandit, advice.tuner
-        self.residuals = ShadowAdvice(self.body, hybrid) if hybrid.corrector else NoAdvice()
-        self.predictor.advised_by(self.dynamics)
+        self.residuals = ShadowAdvice(self.body, self.candidates, advice.corrector) if hybrid.corrector else NoAdvice()
+        self.jumper = Jumper(
+            context,
+            body=self.body,
+            candidates=self.candidates,
+            residuals=self.residuals,
+            probe=self.probe,
+            undo=self.undo,
+        )
+        self.selection = Selection(self.candidates, self.dynamics, self.bandit)
+        for candidate in self.candidates:
+            candidate.predictor.advised_by(self.dynamics)
         context.phases.current = self.controller.phase
 
     # What the training loop calls
@@ -100,8 +96,10 @@ class HybridTrainer:
             bad = self.context.flush()
             if bad is not None:
                 return bad
-            diverged = self._act(self.monitor.verdicts()) or self._judge()
-            action = self.controller.next(self._situation(diverged))
+            forced = self._act(self.monitor.verdicts())
+            # A jump is judged when its true steps are done, or are cut short here.
+            undone = self._judge() if forced or self.controller.is_due() else ""
+            action = self.controller.next(self._situation(undone or forced))
             if action is None:
                 return None
             if isinstance(action, Move):
@@ -135,7 +133,7 @@ class HybridTrainer:
         self.controller.stepped()
         self._observe_weights()
         for component in (self.residuals, self.bandit):
-            component.after_step(self.predictor, self.context.step(), self.controller)
+            component.after_step(self.context.step(), self.controller)
 
     def observe(self, signals: StepSignals) -> None:
         """The scalars of a true step, in order."""
@@ -175,7 +173,7 @@ class HybridTrainer:
             action=f"rolled back to the weights and optimizer before the jump at step {went_back_to}",
         )
         self.watch = None
-        self.predictor.reset()
+        self.candidates.forget()
         action = self.controller.next(self._situation(f"{bad.what} is {bad.value} at step {bad.step}"))
         assert isinstance(action, Move)
         self._enter(action)
@@ -184,51 +182,44 @@ class HybridTrainer:
     # Decisions
 
     def _situation(self, diverged: str) -> Situation:
-        step, confidence = self.context.step(), self._confidence()
-        blocked, plan = self._blocked(step), Plan()
-        if not blocked and self.controller.chooses():
-            plan = self.bandit.plan(step, confidence)
+        step = self.context.step()
+        max_steps = self.context.max_steps
+        plan = self.selection.plan(self.controller, step, max_steps) if self.controller.chooses() else Plan()
+        chosen = self.candidates.chosen
         return Situation(
-            confidence=confidence,
-            remaining_steps=self.context.max_steps - step,
-            blocked=blocked or plan.blocked,
+            confidence=self.selection.confidence(),
+            remaining_steps=max_steps - step,
+            blocked=plan.blocked,
             diverged=diverged,
             horizon_factor=self.monitor.horizon_factor(),
             horizon=plan.horizon,
+            predictions=chosen.predictions,
+            by=self.candidates.by(),
         )
-
-    def _confidence(self) -> float | None:
-        known = self.dynamics.confidence(self.config.max_predict_steps)
-        return self.acceptance.rate() if known is None else known
-
-    def _blocked(self, step: int) -> str:
-        begin, end = self.spec.window
-        if not begin <= step / self.context.max_steps <= end:
-            return f"{self.config.predictor} is off outside of {begin:.0%} to {end:.0%} of the run"
-        return self.predictor.ready()
 
     def _enter(self, move: Move) -> None:
         step = self.context.step()
         if move.to == PREDICT:
             self.undo.save(step)  # before a strategy takes the optimizer's state away
+            self.candidates.chosen.predictions += 1
         if move.to == FULL:
             self.watch = None
             self.undo.drop()
+            self.residuals.phase_began()
         self.context.phases.change(step, move.to, move.reason, move.planned_steps)
         self._observe_weights()
 
     def _observe_weights(self) -> None:
         if self.controller.phase != WARMUP:
-            self.predictor.observe(self.context.step(), self.controller.until_jump())
+            self.selection.observe(self.controller, self.context.step(), self.context.max_steps)
 
     def _jump(self, jump: Jump) -> None:
         """Make the jump, keep or undo it, and tell."""
-        confidence = self._confidence()
+        confidence = self.selection.confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)
-        outcome = self.jumper.jump(jump, confidence, predicted, self.residuals.cosine())
+        outcome = self.jumper.jump(jump, confidence, predicted)
         accepted = outcome.accepted
-        self.acceptance.note(accepted)
         for component in self._components():
             component.judged(outcome)
         if accepted:
@@ -237,6 +228,8 @@ class HybridTrainer:
         else:
             self.undo.drop()
         self.controller.jumped(accepted=accepted)
+        if accepted:
+            self._observe_weights()  # the step between two jumps begins here
 
     def _uncorrected_loss(self, steps: int) -> float | None:
         known = self.dynamics.predicted_loss(steps)
@@ -278,8 +271,7 @@ class HybridTrainer:
         self.undo.restore()
         self.undo.drop()
         self.owes_damping = False
-        self.predictor.rejected()
-        self.acceptance.revoke()
+        self.candidates.rolled_back()
         for component in self._components():
             component.undone()
 
@@ -311,7 +303,7 @@ class HybridTrainer:
             self.watch = None
             return f"rolled back to the weights and optimizer before the jump at step {before}"
         if action == "predictor_reset":
-            self.predictor.reset()
+            self.candidates.forget()
             return "the predictor forgets what it saw"
         if action == "stop":
             self.stop_reason = "the divergence monitor stopped the run: it stays critical"
@@ -347,7 +339,7 @@ class HybridTrainer:
             "hybrid_tuner": self.tuner,
         }
         stateful = {name: piece for name, piece in advice.items() if isinstance(piece, Stateful)}
-        return {"hybrid": self, "hybrid_undo": self.undo, "predictor": self.predictor, **stateful}
+        return {"hybrid": self, "hybrid_undo": self.undo, **self.candidates.parts(), **stateful}
 
     def state(self) -> Part:
         """Decisions so far and what they rest on."""
@@ -355,7 +347,7 @@ class HybridTrainer:
             values={
                 "controller": self.controller.values(),
                 "trend": self.trend.values(),
-                "acceptance": self.acceptance.values(),
+                "candidates": self.candidates.values(),
                 "watch": None if self.watch is None else self.watch.values(),
                 "owes_damping": self.owes_damping,
             }
@@ -367,16 +359,25 @@ class HybridTrainer:
         try:
             self.controller.load(values["controller"])
             self.trend.load(values["trend"])
-            self.acceptance.load(values["acceptance"])
+            self.candidates.load(self._records(values))
+            self.controller.averages = self.candidates.chosen.spec.averages
             self.watch = None if values["watch"] is None else Watch.of(values["watch"])
             self.owes_damping = bool(values["owes_damping"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the hybrid trainer's state cannot be used: {error}") from None
         self.context.phases.current = self.controller.phase
 
+    def _records(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The predictors' records; checkpoints of before there could be several hold that of the only one."""
+        if "candidates" in values:
+            return dict(values["candidates"])
+        record = {**values["acceptance"], "predictions": values["controller"]["predictions"], "rests": False}
+        return {"chosen": self.config.predictor, "records": {self.config.predictor: record}}
+
     def reset(self) -> None:
         """As at the beginning of a run: what a checkpoint made without it restores to."""
-        self.controller = PhaseController(self.config, averages=self.spec.averages)
-        self.trend, self.acceptance = LossTrend(), AcceptanceRate()
+        self.candidates.reset()
+        self.controller = PhaseController(self.config, averages=self.candidates.chosen.spec.averages)
+        self.trend = LossTrend()
         self.watch, self.owes_damping = None, False
         self.context.phases.current = self.controller.phase

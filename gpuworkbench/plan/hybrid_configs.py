@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gpuworkbench.config.loader import Override, apply_overrides, build
@@ -10,6 +11,8 @@ from gpuworkbench.config.toml_io import dump_toml, parse_toml
 from gpuworkbench.plan.hybrid_bench import WARMDOWN_FRACTION, Arm, Work
 
 STABLE = "warmup_stable_decay"
+# An arm is its predictor alone, the controls above all: a preset's bandit would switch off what does not pay.
+JUMPS_AS_IT_IS: Mapping[str, Any] = {"hybrid.bandit": False, "hybrid.bandit_predictors": ""}
 
 
 def arm_config(config: RunConfig, arm: Arm, work: Work) -> RunConfig:
@@ -28,6 +31,7 @@ def arm_config(config: RunConfig, arm: Arm, work: Work) -> RunConfig:
         "schedule.name": work.schedule,
         "hybrid.enabled": arm.is_hybrid,
         "hybrid.ema_eval_decay": 0.0,
+        **JUMPS_AS_IT_IS,
         **arm.sets,
     }
     if not arm.is_hybrid and config.memory.optimizer_offload == "predict_aware":

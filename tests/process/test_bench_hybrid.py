@@ -145,6 +145,7 @@ REFUSED = {
     "an arm's seed": (["--arm", "a=null,train.seed=1"], "train.seed is what a comparison decides"),
     "no equals": (["--arm", "a=null,hybrid.outer_lr"], "no '=' after a key"),
     "the predictor": (["--set", "hybrid.predictor=null"], "is what a comparison decides; use --arms"),
+    "the bandit": (["--set", "hybrid.bandit=true"], "an arm, such as a control, is its predictor alone; give it to an"),
     "the switch": (["--set", "hybrid.enabled=true"], "is what a comparison decides; use --arms"),
     "the steps": (["--set", "train.max_steps=9"], "is what a comparison decides; use --budgets"),
     "untuned and rates": (["--untuned", "--lrs", "1e-3"], "--untuned tunes nothing"),

@@ -71,6 +71,17 @@ def test_the_switch_says_why() -> None:
     assert "-0.01 per step's cost over 6 jumps" in choice.reason
 
 
+def test_the_switch_does_not_call_a_benefit_none() -> None:
+    """It paid once, and in this context it is not expected to: both are said."""
+    bandit, early, late = LinUcb(ARMS[:1]), context_of(0.0, 0.5, 0.0, 0.0, 0.0), context_of(1.0, 0.5, 0.0, 0.0, 0.0)
+    for _ in range(40):
+        bandit.reward(ARMS[0], early, 0.03)
+        bandit.reward(ARMS[0], late, -0.01)
+    choice = bandit.choose(late)
+    assert choice.switched
+    assert "measured benefit +0.01 per step's cost over 80 jumps, but now the best arm is expected" in choice.reason
+
+
 def test_estimates_are_the_ridge_regressions() -> None:
     """Against the closed form, without forgetting (one arm, few rewards, weights DECAY^age)."""
     bandit, generator = LinUcb(ARMS[:1]), np.random.default_rng(0)

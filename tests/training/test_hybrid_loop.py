@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -35,16 +36,22 @@ ON: dict[str, Any] = {
 }
 
 
+def quickstarts_section() -> dict[str, Any]:
+    """The [hybrid] section of the preset as --set would give it."""
+    section = tomllib.loads((REPOSITORY / "presets" / "quickstart.toml").read_text())["hybrid"]
+    return {f"hybrid.{key}": value for key, value in section.items()}
+
+
 def test_quickstarts_phases_with_a_jump_that_stands(local: LocalRuns) -> None:
     """The [hybrid] section of the preset on a small model: all four phases, and a jump accepted within 120 steps.
 
     The rate is so high that steps are mostly noise, as those of the preset's own model are: averages are better.
     """
-    section = tomllib.loads((REPOSITORY / "presets" / "quickstart.toml").read_text())["hybrid"]
-    assert section["enabled"]
-    assert section["predictor"] == "outer_nesterov"
-    assert section["exploration"] >= 2
-    sets = {f"hybrid.{key}": value for key, value in section.items()}
+    sets = quickstarts_section()
+    assert sets["hybrid.enabled"]
+    assert sets["hybrid.bandit"]
+    assert sets["hybrid.predictor"] == "outer_nesterov"
+    assert sets["hybrid.exploration"] >= 2
     noisy = {"optimizer.lr": 0.1, "train.grad_accum_steps": 1}
     paths = local.trained("quick", {**sets, **noisy, "train.max_steps": 120, "checkpoint.interval_steps": 0})
     moves = local.events(paths, "phase_changed")
@@ -54,6 +61,35 @@ def test_quickstarts_phases_with_a_jump_that_stands(local: LocalRuns) -> None:
     for jump in jumps:
         following = next(m for m in moves if m["seq"] > jump["seq"])
         assert following["to_phase"] == ("correct" if jump["accepted"] else "full")
+
+
+def test_quickstart_switches_off_by_itself_what_cannot_pay(local: LocalRuns) -> None:
+    """Its [hybrid] section with the control that is accepted each time and moves nothing: it costs probes."""
+    steps = {"train.max_steps": 450, "checkpoint.interval_steps": 0, "eval.interval_steps": 0}
+    paths = local.trained("null", {**quickstarts_section(), **steps, "hybrid.predictor": "null"})
+    jumps = local.events(paths, "prediction")
+    assert all(jump["accepted"] for jump in jumps)
+    off = next(event for event in local.events(paths, "warning") if event["code"] == "prediction_off")
+    found = re.fullmatch(
+        r"prediction is switched off: measured benefit (-\S+) per step's cost over (\d+) jumps, "
+        r"best arm -\S+: not above 0",
+        off["message"],
+    )
+    assert found is not None
+    assert int(found[2]) == len([jump for jump in jumps if jump["step"] < off["step"]])
+    rests = [m for m in local.events(paths, "phase_changed") if off["step"] <= m["step"] < off["step"] + 9 * 20]
+    assert {m["to_phase"] for m in rests} <= {"full"}
+    assert {m["reason"] for m in rests[1:]} == {f"prediction is off: measured benefit {found[1]} is not above 0"}
+
+
+def test_quickstarts_gate_closes_on_what_is_always_undone(local: LocalRuns) -> None:
+    """Before there is enough to measure a benefit by: random directions do not even pass the probe."""
+    paths = local.trained(
+        "random",
+        {**quickstarts_section(), "hybrid.predictor": "random", "train.max_steps": 120, "eval.interval_steps": 0},
+    )
+    assert [jump["accepted"] for jump in local.events(paths, "prediction")] == [False, False]
+    assert local.events(paths, "phase_changed")[-1]["reason"] == "confidence 0.00 is below 0.60"
 
 
 def test_virtual_steps_are_no_steps_and_take_no_tokens(local: LocalRuns) -> None:

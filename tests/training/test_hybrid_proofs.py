@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpuworkbench.hybrid.components import NoAdvice
+from gpuworkbench.hybrid.divergence import ACTIONS, Level, Verdict
 from tests.fixtures.toy_training import ToyTraining
 
 EIGENVALUES = torch.tensor([1.0, 1.0, 0.3, 0.3, 0.1, 0.1, 0.03, 0.03])
@@ -100,7 +102,104 @@ def test_a_jump_that_training_refutes_is_rolled_back() -> None:
     assert all(torch.equal(now, then) for now, then in zip(buffers, momenta, strict=True))
     assert training.phases.changes[-1][1] == "full"
     assert "rolled back" in training.phases.changes[-1][2]
-    assert training.trainer.acceptance.rate() == 0.0
+    assert training.trainer.candidates.chosen.acceptance.rate() == 0.0
+
+
+def noisy(threshold: float) -> ToyTraining:
+    """Around a minimum with noise: half of the correct phases are above the level before the jump."""
+
+    def gradient(step: int, w: Tensor) -> Tensor:
+        return w + torch.randn(w.shape, generator=torch.Generator().manual_seed(step))
+
+    training = ToyTraining(
+        torch.zeros(16),
+        lambda w: 1.0 + w.square().mean(),
+        gradient,
+        lr=0.2,
+        max_steps=500,
+        **{"predictor": "null", "exploration": 99, "divergence_threshold": threshold, **PHASES},
+    )
+    training.trainer.monitor = NoAdvice()  # which goes by the same key
+    return training
+
+
+@pytest.mark.parametrize("threshold", [1e-9, 0.5])
+def test_the_threshold_is_the_one_that_is_set_however_small(threshold: float) -> None:
+    """Against the weighted mean and deviation by their definitions."""
+    training, losses = noisy(threshold), []
+    observe = training.trainer.observe
+    training.trainer.observe = lambda signals: (losses.append(signals.loss), observe(signals))[1]  # type: ignore[func-returns-value, method-assign]
+    training.train()
+    jumps = [jump["step"] for jump in training.of_type("prediction") if jump["accepted"]]
+    verdicts = training.of_type("correction")
+    assert len(jumps) >= len(verdicts) > 20
+    for jump, verdict in zip(jumps, verdicts, strict=False):
+        before = torch.tensor(losses[:jump], dtype=torch.float64)
+        weights = 0.1 * 0.9 ** torch.arange(jump - 1, -1, -1, dtype=torch.float64)
+        weights[0] *= 10  # the first loss begins the mean
+        mean = (weights * before).sum()
+        limit = mean + threshold * (weights * (before - mean).square()).sum().sqrt()
+        actual = sum(losses[jump : jump + 2]) / 2
+        assert verdict["actual_loss"] == pytest.approx(actual)
+        assert verdict["rolled_back"] == (actual > float(limit))
+    share = sum(verdict["rolled_back"] for verdict in verdicts) / len(verdicts)
+    assert 0.1 < share < 0.9
+
+
+def alarm(training: ToyTraining, level: Level) -> None:
+    verdict = Verdict(level, "loss spike", 9.0, 5.0, ACTIONS[level], True)
+    training.trainer.monitor._keep(verdict)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_worse", [True, False])
+def test_an_alarm_that_ends_a_correct_phase_does_not_spare_the_jump_its_judgement(is_worse: bool) -> None:
+    training = on_the_quadratic("line_jump", exploration=1, correction_interval=0)
+    training.train(12)
+    weights = training.model.flat.detach().clone()
+    honest = training.loss
+    training.loss = lambda w: honest(w) + 100.0 * (is_worse and training.step == 12 and bool(jumped()))
+
+    def jumped() -> list[object]:
+        return training.of_type("prediction")  # type: ignore[return-value]
+
+    assert training.trainer.before_step() is None
+    assert jumped()
+    training.train(1)
+    assert training.phases.current == "correct"
+    alarm(training, Level.warning)
+    assert training.trainer.before_step() is None
+    assert training.phases.current == "full"
+    assert [event["rolled_back"] for event in training.of_type("correction")] == [is_worse]
+    assert torch.equal(training.model.flat, weights) == is_worse
+
+
+def test_an_alarm_that_ends_nothing_does_not_bring_the_judgement_forward() -> None:
+    training = on_the_quadratic("line_jump", exploration=1, correction_interval=0)
+    training.train(12)
+    assert training.trainer.before_step() is None
+    training.train(1)
+    alarm(training, Level.caution)
+    assert training.trainer.before_step() is None
+    assert training.phases.current == "correct"
+    assert training.of_type("correction") == []
+    training.train(1)
+    assert training.trainer.before_step() is None
+    assert len(training.of_type("correction")) == 1
+
+
+def test_the_second_jump_repeats_the_true_step_between_the_two() -> None:
+    """And not the first jump with it."""
+    training = on_the_quadratic("line_jump", exploration=1, correction_interval=2, max_predict_steps=4)
+    training.train(12)
+    assert training.trainer.before_step() is None
+    jumped = training.model.flat.detach().clone()
+    training.train(1)
+    stepped = training.model.flat.detach().clone()
+    assert training.trainer.before_step() is None
+    first, second = training.of_type("prediction")
+    assert (first["accepted"], second["accepted"]) == (True, True)
+    moved = training.model.flat.detach() - stepped
+    torch.testing.assert_close(moved, second["horizon_steps"] * (stepped - jumped), rtol=1e-4, atol=1e-6)
 
 
 def test_a_micro_correction_that_diverges_rolls_back() -> None:

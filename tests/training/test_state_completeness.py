@@ -106,9 +106,10 @@ def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
     found |= {f"run.hybrid.trend.damped.{name}" for name in values["trend"]}
     found |= in_advice(run)
     found |= {f"run.hybrid.watch.{name}" for name in values["watch"] or ()}
-    found |= {f"run.hybrid.acceptance.outcomes[{number}]" for number in range(len(values["acceptance"]["outcomes"]))}
-    found |= {f"run.parts[predictor].numbers[{name}]" for name in run.parts["predictor"].state().values}
-    lists = ("controller.state.jumps", "watch.losses", "acceptance.outcomes")
+    found |= {"run.hybrid.controller.averages", "run.hybrid.candidates.at"}  # by name
+    for part, record in zip(predictor_parts(run), values["candidates"]["records"].values(), strict=True):
+        found |= in_a_predictor(run, part, len(record["outcomes"]))
+    lists = ("controller.state.jumps", "watch.losses")
     found |= {f"run.hybrid.{name}.len()" for name in lists}
     losses = (values["watch"] or {}).get("losses", [])
     found |= {f"run.hybrid.watch.losses[{number}]" for number in range(len(losses))}
@@ -116,10 +117,23 @@ def in_the_hybrid_parts(run: TrainingRun) -> set[str]:
     found |= {"run.hybrid.watch", "run.hybrid.owes_damping", "run.parts[hybrid_undo].step"}
     # The tensors in these are owned, and the phase is the controller's.
     found |= {"run.phases.current", "run.parts[hybrid_undo]._copies.len()", "run.average.average.len()"}
-    kinds = {name.partition("/")[0] for name in run.parts["predictor"].state().tensors}
-    found |= {"run.parts[predictor].numbers.len()", "run.parts[predictor].slots.len()"}
-    found |= {"run.parts[predictor].model.count"}  # "lessons" of a learned one
-    return found | {*(f"run.parts[predictor].slots[{k}].len()" for k in kinds)}
+    return found
+
+
+def predictor_parts(run: TrainingRun) -> list[str]:
+    return [name for name in run.parts if name.partition("_")[0] == "predictor"]
+
+
+def in_a_predictor(run: TrainingRun, part: str, outcomes: int) -> set[str]:
+    """Paths of one predictor's state and of its record."""
+    state = run.parts[part].state()
+    at = f"run.hybrid.candidates.all[{predictor_parts(run).index(part)}]"
+    found = {f"run.parts[{part}].numbers[{name}]" for name in state.values}
+    found |= {f"run.parts[{part}].numbers.len()", f"run.parts[{part}].slots.len()"}
+    found |= {f"run.parts[{part}].model.count"}  # "lessons" of a learned one
+    found |= {f"run.parts[{part}].slots[{kind}].len()" for kind in {name.partition("/")[0] for name in state.tensors}}
+    found |= {f"{at}.predictions", f"{at}.rests", f"{at}.acceptance.outcomes.len()"}
+    return found | {f"{at}.acceptance.outcomes[{number}]" for number in range(outcomes)}
 
 
 ADVICE = ("dynamics", "monitor", "residuals", "corrector", "bandit", "tuner")
@@ -194,6 +208,15 @@ def test_no_part_of_the_hybrid_trainer_is_forgotten(local: LocalRuns, predictor:
     run = local.open(local.create(f"hybrid-{predictor.replace('_', '-')}", sets))
     assert forgotten(run, lambda: train_and_change(run)) == []
     assert run.hybrid.parts()
+    close(run)
+
+
+def test_no_part_of_several_predictors_is_forgotten(local: LocalRuns) -> None:
+    several = {"hybrid.bandit": True, "hybrid.bandit_predictors": "random,ema_trend,subspace,mlp,outer_nesterov,null"}
+    sets = {**SETS, **HYBRID, **several, "hybrid.predictor": "line_jump", "train.max_steps": 60}
+    run = local.open(local.create("hybrid-several", {**sets, "eval.interval_steps": 60}))
+    assert forgotten(run, lambda: train_and_change(run)) == []
+    assert len({event["predictor"] for event in local.events(run.paths, "prediction")}) == 7
     close(run)
 
 

@@ -213,6 +213,17 @@ def test_an_arms_keys_come_last_and_odd_ones_are_refused() -> None:
         arm_config(CONFIG, Arm(name="c", what="", sets={"hybrid.outer_lr": 99}), work)
 
 
+def test_an_arm_is_its_predictor_alone_unless_it_says_otherwise() -> None:
+    """A preset's bandit would switch the controls off."""
+    hybrid = msgspec.structs.replace(CONFIG.hybrid, bandit=True, bandit_predictors="null")
+    config = msgspec.structs.replace(CONFIG, hybrid=hybrid)
+    work = Work("a", 7, 400, 3e-3, "linear")
+    plain = arm_config(config, Arm(name="random", what="", is_hybrid=True, sets={"hybrid.predictor": "random"}), work)
+    assert (plain.hybrid.bandit, plain.hybrid.bandit_predictors) == (False, "")
+    own = arm_config(config, Arm(name="own", what="", is_hybrid=True, sets={"hybrid.bandit": True}), work)
+    assert own.hybrid.bandit
+
+
 @pytest.mark.parametrize("is_tuned", [True, False])
 def test_every_arm_that_there_is_can_be_trained(is_tuned: bool) -> None:
     """Each predictor of the registry, each control, whatever keys they need."""

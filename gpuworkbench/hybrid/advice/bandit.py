@@ -1,23 +1,35 @@
-"""The bandit beside a training: which horizon the next jump is asked for, or none, by what jumps brought so far."""
+"""The bandit beside a training: which predictor jumps next and how far, or none, by what jumps brought so far."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpuworkbench.config.hybrid_section import HybridConfig
+from gpuworkbench.config.predictors import predictor_names, spec_of
 from gpuworkbench.hybrid.bandit import OFF, Arm, LinUcb, advantage, context_of
 from gpuworkbench.hybrid.benefit import BenefitMeter
 from gpuworkbench.hybrid.components import NoAdvice, Outcome, Plan
 from gpuworkbench.hybrid.cost import Costs
 from gpuworkbench.hybrid.plain_state import PlainState
 from gpuworkbench.hybrid.signals import StepSignals
+from gpuworkbench.parts import Part
 
 
-def arms_of(predictor: str, longest: int, *, averages: bool) -> tuple[Arm, ...]:
-    """The horizons that a predictor is offered at: its longest, and where it is free to choose two shorter ones."""
-    horizons = {longest} if averages else {longest, max(1, longest // 2), max(1, longest // 4)}
-    return tuple(Arm(predictor, horizon) for horizon in sorted(horizons))
+def arms_of(config: HybridConfig) -> tuple[Arm, ...]:
+    """Each predictor at the horizons that it is offered at. Arms are tried in this order: first each predictor once."""
+    arms = [(rank, arm) for name in predictor_names(config) for rank, arm in enumerate(_arms_of(name, config))]
+    return tuple(arm for _, arm in sorted(arms, key=lambda pair: pair[0]))
+
+
+def _arms_of(predictor: str, config: HybridConfig) -> Sequence[Arm]:
+    """At its longest horizon, and where it is free to choose at two shorter ones."""
+    if spec_of(predictor).averages:
+        return [Arm(predictor, config.full_steps)]
+    longest = config.max_predict_steps
+    return [Arm(predictor, horizon) for horizon in sorted({longest, max(1, longest // 2), max(1, longest // 4)})]
 
 
 class BanditAdvice(PlainState, NoAdvice):
@@ -54,7 +66,7 @@ class BanditAdvice(PlainState, NoAdvice):
         self.told: list[Any] = []  # news
         self._last_s: float | None = None
 
-    def after_step(self, predictor: object, step: int, controller: object) -> None:
+    def after_step(self, step: int, controller: object) -> None:
         """Fast mode: what a true step costs, from one to the next."""
         if self.costs.is_exact:
             return
@@ -71,22 +83,38 @@ class BanditAdvice(PlainState, NoAdvice):
         if gain is not None and self.waiting:
             self._reward(gain)
 
-    def plan(self, step: int, confidence: float | None) -> Plan:
-        """Choose, once a step."""
+    def plan(self, step: int, confidences: Mapping[str, float | None]) -> Plan:
+        """Choose, once a step. Where no predictor may predict the machine has the word, unless prediction is off."""
+        if not confidences:
+            return Plan(self._off()) if self.bandit.is_off else Plan()
         if step != self.planned_step:
-            spread = max(abs(self.meter.trend.slope) * 20.0, 1e-9)
-            slope = self.meter.trend.slope / spread if self.meter.trend.count > 40 else 0.0
-            log_lr = math.log10(max(self.lr, 1e-30) / self.top_lr) if self.top_lr > 0.0 else 0.0
-            self.context = list(context_of(self.progress, confidence, None, slope, log_lr))
-            choice = self.bandit.choose(self.context)
+            contexts = [self._context(confidences.get(arm.predictor)) for arm in self.arms]
+            choice = self.bandit.choose(contexts, confidences)
             self.chosen, self.planned_step = choice.arm.name, step
+            self.context = contexts[self.arms.index(choice.arm)] if choice.arm in self.arms else contexts[0]
             if choice.switched:
                 self.told.append(["prediction_off", f"prediction is switched off: {choice.reason}"])
         arm = self._arm(self.chosen)
-        if arm is None:
-            mean = self.bandit.mean_reward
-            return Plan(f"prediction is off: measured benefit {0.0 if mean is None else mean:+.3g} is not above 0")
-        return Plan(horizon=arm.horizon)
+        if arm is not None:
+            return Plan(horizon=arm.horizon, predictor=arm.predictor)
+        return Plan(self._off() if self.bandit.is_off else "no prediction: what can jump now did not pay")
+
+    def phases_off(self) -> int:
+        """Up to its next try, once the last jump has its reward."""
+        bandit = self.bandit
+        return bandit.retry_after - bandit.waits if bandit.is_off and not self.waiting else 0
+
+    def _off(self) -> str:
+        mean = self.bandit.mean_reward or 0.0
+        if mean > 0.0:  # of all jumps; lately it was not
+            return f"prediction is off: of measured benefit {mean:+.3g} nothing is expected any more"
+        return f"prediction is off: measured benefit {mean:+.3g} is not above 0"
+
+    def _context(self, confidence: float | None) -> list[float]:
+        trend = self.meter.trend
+        slope = trend.slope / max(abs(trend.slope) * 20.0, 1e-9) if trend.count > 40 else 0.0
+        log_lr = math.log10(max(self.lr, 1e-30) / self.top_lr) if self.top_lr > 0.0 else 0.0
+        return list(context_of(self.progress, confidence, None, slope, log_lr))
 
     def judged(self, outcome: Outcome) -> None:
         """One jump of the prediction: its cost counts whether it stands or not."""
@@ -122,6 +150,19 @@ class BanditAdvice(PlainState, NoAdvice):
         if change is not None:
             code = "prediction_off" if change.arm.predictor == OFF else "prediction_on"
             self.told.append([code, f"prediction is switched {code[11:]}: {change.reason}"])
+
+    def state(self) -> Part:
+        """With the names of the arms that it is of."""
+        part = super().state()
+        return Part(part.tensors, {**part.values, "arms": [arm.name for arm in self.arms]})
+
+    def load(self, part: Part) -> None:
+        """Restore; what was learnt of other arms (before a fork) is passed over. Raises CheckpointError."""
+        mine = [arm.name for arm in self.arms]
+        if part.values.get("arms", mine) == mine:
+            super().load(Part(part.tensors, {**part.values, "arms": mine}))
+        else:
+            self.reset()
 
     def _arm(self, name: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.name == name), None)

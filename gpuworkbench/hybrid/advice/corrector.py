@@ -59,13 +59,13 @@ class CorrectorAdvice(PlainState, NoAdvice):
         if signals.step % EVERY == 0:
             # The truth is the mean of AVERAGED losses, so the prediction is that of their middle.
             predictions = [self._log(horizon - (AVERAGED - 1) // 2) for horizon in HORIZONS]
-            self.notes.append([signals.step, self._inputs(), predictions])
+            self.notes.append([signals.step, self.inputs(), predictions])
 
     def corrected_loss(self, predicted: float, steps: int) -> float:
         """`predicted` times exp(correction)."""
         if not (predicted > 0.0 and math.isfinite(predicted)) or not self.features.count:
             return predicted
-        inputs = self._inputs()
+        inputs = self.inputs()
         corrections = [0.0, *(float(corrector.correction(inputs)[0]) for corrector in self.correctors)]
         correction = float(np.interp(steps, (0, *HORIZONS), corrections))
         return predicted * math.exp(max(-0.5, min(0.5, correction)))
@@ -74,7 +74,7 @@ class CorrectorAdvice(PlainState, NoAdvice):
         predicted = self.predict(steps)
         return math.log(predicted) if predicted is not None and predicted > 0.0 else None
 
-    def _inputs(self) -> list[float]:
+    def inputs(self) -> list[float]:
         """Scales, progress, and how far the prediction is from the damped trend's, in deviations of the loss."""
         count = len(SCALES) + 1
         vector = self.features.normalized(self.features.latest.numpy())[:count].tolist()

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from gpuworkbench.config.predictors import PredictorSpec
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.hybrid.advice.bandit import BanditAdvice, arms_of
 from gpuworkbench.hybrid.advice.corrector import CorrectorAdvice
@@ -30,7 +29,6 @@ class Advice(NamedTuple):
 
 def make_advice(
     config: RunConfig,
-    spec: PredictorSpec,
     *,
     n_params: int,
     weight_bytes: int,
@@ -43,8 +41,7 @@ def make_advice(
     costs = cost_table(n_params, config.tokens_per_step, probe_tokens, weight_bytes)
     step_flops = 6.0 * n_params * config.tokens_per_step
     where = device if hybrid.dynamics_device == "device" else torch.device("cpu")
-    longest = hybrid.full_steps if spec.averages else hybrid.max_predict_steps
-    arms = arms_of(hybrid.predictor, longest, averages=spec.averages)
+    arms = arms_of(hybrid)
     skips = config.train.on_nonfinite == "rollback"
     return Advice(
         dynamics=DynamicsAdvice(config.train.seed, step_flops, where) if hybrid.dynamics else NoAdvice(),

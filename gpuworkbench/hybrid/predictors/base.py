@@ -24,6 +24,7 @@ class Predictor:
 
     kinds: ClassVar[tuple[str, ...]] = ()  # of `slots`
     proposes_freely = False  # `propose` changes nothing but the weights: it may be asked in shadow
+    predicts_path = False  # it proposes where the weights will be, so that the truth can correct it
     version = 1
 
     def __init__(self, body: Body, config: HybridConfig, seed: int) -> None:
@@ -59,6 +60,10 @@ class Predictor:
 
     def rejected(self) -> None:
         """The proposal was undone, at once or after a few true steps; the weights are those before it."""
+
+    def displaced(self) -> None:
+        """The weights were moved by another predictor's jump that stands, or went back with one: the path begins anew
+        here. What was learnt of its directions stays. Without state there is nothing to do."""
 
     def reset(self) -> None:
         """Forget everything."""

@@ -23,6 +23,7 @@ class EmaTrend(Predictor):
 
     kinds = ("before", "trend")
     proposes_freely = True
+    predicts_path = True
 
     @property
     def stride(self) -> int:
@@ -59,7 +60,12 @@ class EmaTrend(Predictor):
 
     def rejected(self) -> None:
         """The weights may be some steps back: look anew."""
-        self._look(self.numbers["step"])
+        self.displaced()
+
+    def displaced(self) -> None:
+        """What others moved is no displacement of the path."""
+        if self.slots:
+            self._look(self.numbers["step"])
 
     @torch.no_grad()
     def _add_displacement(self, steps: int) -> None:

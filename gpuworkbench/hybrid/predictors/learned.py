@@ -39,7 +39,9 @@ _MODEL = "model/"
 
 
 class LinearPredictor(Subspace):
-    """24 bytes a parameter, as `subspace`."""
+    """24 bytes a parameter, as `subspace`. Its aim is the average of the path and not its next point."""
+
+    predicts_path = False
 
     def __init__(self, body: Body, config: HybridConfig, seed: int) -> None:
         super().__init__(body, config, seed)

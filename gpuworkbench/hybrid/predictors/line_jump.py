@@ -30,6 +30,11 @@ class LineJump(Predictor):
         is_fresh = bool(self.slots) and self.numbers["step"] == self.numbers["before_step"] + 1
         return "" if is_fresh else "the step to repeat has not been seen"
 
+    def displaced(self) -> None:
+        """A step across a jump is not one to repeat."""
+        if self.slots:
+            self.numbers["before_step"] = -2  # of no step that can be the last one
+
     @torch.no_grad()
     def propose(self, horizon: int, step: int) -> None:
         """`horizon` times the last step."""

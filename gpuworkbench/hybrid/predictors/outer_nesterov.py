@@ -45,6 +45,11 @@ class OuterNesterov(Predictor):
         """Begin anew from the weights that were better, without momentum."""
         self._start()
 
+    def displaced(self) -> None:
+        """The phase is measured from here; the momentum of those before it stays."""
+        if self.slots:
+            self.keep("slow")
+
     def _start(self) -> None:
         self.keep("slow")
         momentum = self.slots.setdefault("momentum", {})

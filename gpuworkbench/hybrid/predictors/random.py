@@ -31,6 +31,12 @@ class Random(Predictor):
         """After a step."""
         return "" if self.slots and self.numbers["step"] > self.numbers["before_step"] else "no step has been seen yet"
 
+    def displaced(self) -> None:
+        """The trend's length is measured from here."""
+        if self.slots:
+            self.keep("before")
+            self.numbers["before_step"] = self.numbers["step"]
+
     @torch.no_grad()
     def propose(self, horizon: int, step: int) -> None:
         """The same numbers whenever this seed asks at this step."""

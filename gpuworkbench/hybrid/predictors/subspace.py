@@ -28,6 +28,7 @@ class Subspace(Predictor):
 
     kinds = ("before", *(f"d{number}" for number in range(MAX_DISPLACEMENTS)))
     proposes_freely = True
+    predicts_path = True
 
     @property
     def stride(self) -> int:
@@ -68,7 +69,12 @@ class Subspace(Predictor):
 
     def rejected(self) -> None:
         """The weights may be some steps back: look anew."""
-        self._look(self.numbers["step"])
+        self.displaced()
+
+    def displaced(self) -> None:
+        """What others moved is no displacement of the path."""
+        if self.slots:
+            self._look(self.numbers["step"])
 
     def _kept(self) -> list[dict[str, Tensor]]:
         """The displacements, oldest first."""
