@@ -74,6 +74,10 @@ class Candidates:
         """The coming prediction is this one's."""
         self.at = [candidate.name for candidate in self.all].index(name)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a predictor of this name."""
+        return any(candidate.name == name for candidate in self.all)
+
     def by(self) -> str:
         """Who predicts, where there is more than one that could."""
         return self.chosen.name if len(self.all) > 1 else ""
@@ -87,9 +91,10 @@ class Candidates:
         self.chosen.predictor.accepted()
         self._displace_others()
 
-    def rolled_back(self) -> None:
-        """The jump is undone after true steps, and they with it."""
-        self.chosen.acceptance.revoke()
+    def rolled_back(self, *, stood: bool) -> None:
+        """True steps are undone, and the jump before them where one `stood`."""
+        if stood:
+            self.chosen.acceptance.revoke()
         self.chosen.predictor.rejected()
         self._displace_others()
 

@@ -119,6 +119,10 @@ class NoAdvice:
         """A weight's name and what this predictor would move it by, to what it should be moved by; None: to that."""
         return None
 
+    def residual_norm(self) -> float | None:
+        """Length of what the last shadow proposal missed."""
+        return None
+
     def cosine(self) -> float | None:
         """Of the last shadow proposals with what the weights really did; None: unknown."""
         return None

@@ -142,6 +142,14 @@ class PhaseController:
         state.n_accepted += accepted
         state.awaits_step = accepted and bool(state.jumps)
 
+    def has_jumped(self) -> bool:
+        """Whether a jump stands that true steps may still undo."""
+        return self.phase == CORRECT or self.state.n_accepted > 0
+
+    def abandon(self) -> None:
+        """No more jumps in this predicted phase: who was to make them is not there any more."""
+        self.state.jumps, self.state.awaits_step = [], False
+
     def _within_prediction(self) -> Move | Jump | None:
         state = self.state
         if state.is_undone and not state.n_accepted:
@@ -152,6 +160,8 @@ class PhaseController:
             return None
         if state.jumps:
             return Jump(state.jumps[0], state.is_exploring)
+        if not state.n_accepted:
+            return self._enter(FULL, "whoever was to jump is not there any more")
         return self._enter(CORRECT, "the jump stands" if state.n_accepted == 1 else f"{state.n_accepted} jumps stand")
 
     def _after_true_steps(self, situation: Situation) -> Move:

@@ -34,6 +34,7 @@ class Residual(NamedTuple):
     error: float  # of the compression: missing norm over the difference's norm
     context: tuple[float, ...] = ()  # the state of training that the proposal was made in
     corrected_error: float | None = None  # what `relative_error` would have been with the correction of jumps
+    norm: float | None = None  # of the difference
 
     @property
     def ratio(self) -> float:
@@ -72,6 +73,7 @@ def compare(
         num_bytes=sum(kept.num_bytes for kept in deltas.values()),
         full_bytes=full_bytes,
         error=(missing / differences) ** 0.5 if differences > 0.0 else 0.0,
+        norm=differences**0.5,
     )
 
 
@@ -105,6 +107,10 @@ class ResidualStore:
         """How well the last shadow proposals pointed; None before the first."""
         found = [residual.cosine for residual in self.kept[-last:]]
         return sum(found) / len(found) if found else None
+
+    def last_norm(self) -> float | None:
+        """Length of what the newest shadow proposal missed; None before the first."""
+        return self.kept[-1].norm if self.kept else None
 
     def state(self) -> Part:
         """Factors as tensors "<index>/left|right/<parameter>", the rest as values."""

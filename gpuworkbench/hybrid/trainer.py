@@ -262,7 +262,7 @@ class HybridTrainer:
             step=self.context.step(),
             actual_loss=actual,
             predicted_loss=self.watch.predicted if self.watch is not None else None,
-            residual_norm=None,
+            residual_norm=self.residuals.residual_norm(),
             rolled_back=rolled_back,
         )
 
@@ -271,7 +271,7 @@ class HybridTrainer:
         self.undo.restore()
         self.undo.drop()
         self.owes_damping = False
-        self.candidates.rolled_back()
+        self.candidates.rolled_back(stood=self.controller.has_jumped())
         for component in self._components():
             component.undone()
 
@@ -359,8 +359,11 @@ class HybridTrainer:
         try:
             self.controller.load(values["controller"])
             self.trend.load(values["trend"])
-            self.candidates.load(self._records(values))
+            records = self._records(values)
+            self.candidates.load(records)
             self.controller.averages = self.candidates.chosen.spec.averages
+            if not self.candidates.holds(records["chosen"]):  # a fork within a prediction of one that it has not
+                self.controller.abandon()
             self.watch = None if values["watch"] is None else Watch.of(values["watch"])
             self.owes_damping = bool(values["owes_damping"])
         except (KeyError, TypeError, ValueError) as error:

@@ -191,12 +191,15 @@ def test_who_hears_of_what() -> None:
     candidates.choose("random")
     candidates.judged(accepted=False)
     candidates.judged(accepted=True)
-    candidates.rolled_back()
+    candidates.rolled_back(stood=True)
     mine, its = (candidate.predictor.told for candidate in candidates)  # type: ignore[attr-defined]
     assert its == ["rejected", "accepted", "rejected"]
     assert mine == ["displaced", "displaced"], "a jump undone at once is not seen"
     assert candidates.all[1].acceptance.rate() == 0.0
     assert candidates.all[0].acceptance.rate() is None
+    candidates.judged(accepted=True)
+    candidates.rolled_back(stood=False)
+    assert candidates.all[1].acceptance.rate() == 1 / 3, "true steps without a jump say nothing of an earlier one"
 
 
 # What it costs, and what a checkpoint holds
@@ -259,6 +262,22 @@ def test_a_fork_may_have_others(local: LocalRuns) -> None:
     assert records["null"].predictions > 0, "it was there before"
     run.events.close()
     assert local.attempt(other) == 0
+
+
+def test_a_fork_within_a_prediction_has_no_use_for_jumps_of_one_it_has_not(local: LocalRuns) -> None:
+    """The jumps that were planned are nobody's: they are not made by one that has seen nothing."""
+    parent = local.create("inside", SEVERAL)
+    whole = local.trained("uncut", SEVERAL)
+    inside = [event["step"] for event in local.events(whole, "step") if event["phase"] == "predict"]
+    killed(local.open(parent), inside[0])
+    sets = {"hybrid.predictor": "subspace", "hybrid.bandit_predictors": "null", "train.max_steps": 3 * STEPS}
+    overrides = tuple(Override(key, value, "--set") for key, value in sets.items())
+    other = fork(parent, local.workspace.runs, sets=overrides, run_id="inside-other", environ={})
+    assert local.attempt(other) == 0
+    begun = local.events(other, "phase_changed")
+    assert begun[0]["to_phase"] == "predict"
+    assert begun[1]["step"] == begun[0]["step"]
+    assert not [jump for jump in local.events(other, "prediction") if jump["step"] == begun[0]["step"]]
 
 
 def test_a_checkpoint_of_a_single_predictors_run_of_before_is_understood(local: LocalRuns) -> None:

@@ -76,7 +76,9 @@ def test_residuals_are_measured_bounded_and_restored() -> None:
     flat = [torch.cat([tensors["a"].flatten(), tensors["b"]]) for tensors in (predicted, actual)]
     assert one.cosine == pytest.approx(float(torch.cosine_similarity(*flat, dim=0)), rel=1e-5)
     assert one.relative_error == pytest.approx(float((flat[1] - flat[0]).norm() / flat[1].norm()), rel=1e-5)
+    assert one.norm == pytest.approx(float((flat[1] - flat[0]).norm()), rel=1e-5)
     store = ResidualStore(capacity_bytes=3 * one.num_bytes)
+    assert store.last_norm() is None
     for step in range(10):
         store.add(one._replace(step=step))
     assert [residual.step for residual in store.kept] == [7, 8, 9]
@@ -84,6 +86,7 @@ def test_residuals_are_measured_bounded_and_restored() -> None:
     other = ResidualStore()
     other.load(through_json(store.state()))
     assert other.mean_cosine() == store.mean_cosine()
+    assert other.last_norm() == store.last_norm() == one.norm
     assert torch.equal(other.kept[0].deltas["a"].full(), store.kept[0].deltas["a"].full())
     with pytest.raises(CheckpointError):
         other.load(Part(values={"kept": [{}], "seen": 1}))

@@ -67,6 +67,10 @@ class ShadowAdvice(NoAdvice):
         """The weights went back."""
         self._forget()
 
+    def residual_norm(self) -> float | None:
+        """Length of what the last proposal missed."""
+        return self.store.last_norm()
+
     def cosine(self) -> float | None:
         """Mean of the last proposals'."""
         return self.store.mean_cosine()
