@@ -18,6 +18,7 @@ from typing import NamedTuple
 from gpuworkbench.errors import CheckpointError, ForeignCheckpointError
 from gpuworkbench.events.schema import CheckpointSaved
 from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.events.trouble import Trouble
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, commit_directory, discard_directory, temporary_path
 from gpuworkbench.io.files import REAL_FILES, Files, remove_tree
@@ -75,14 +76,19 @@ class Checkpointer:
         self._buffers = HostBuffers()
         self._thread: threading.Thread | None = None
         self._in_flight_step: int | None = None
+        self._trouble = Trouble()
+        self._must_tell = False
         self._untrusted: set[int] = set()  # in place, but damaged or never acknowledged: retention does not count them
 
-    def save(self, step: int, *, best_step: int | None, wait: bool = False) -> None:
+    def save(self, step: int, *, best_step: int | None, wait: bool = False, is_asked_for: bool = False) -> None:
         """Snapshot now, write behind training. A failed write is a warning event, never an exception.
+
+        One like the failure before it is told only where the checkpoint `is_asked_for` by somebody who waits.
 
         Blocks while an earlier save is still being written. With `wait` (a run's end) it returns when the state is
         durable, or has failed to be a second time.
         """
+        self._must_tell |= is_asked_for
         if not self._is_saved_or_in_flight(step):
             self._start(step, best_step)
         if wait:
@@ -175,6 +181,14 @@ class Checkpointer:
             self._failed(snapshot.step, error)
             return
         self.failure = None
+        failures, self._must_tell = self._trouble.ends(), False
+        if failures:
+            self.events.emit(
+                WarningEvent,
+                step=snapshot.step,
+                code="checkpoint_works_again",
+                message=f"checkpoints are written again, after {_times(failures)} that failed",
+            )
         self.last_saved_step = snapshot.step
         self._untrusted.discard(snapshot.step)
         self.events.emit(
@@ -189,14 +203,20 @@ class Checkpointer:
         self._prune(snapshot.best_step)
 
     def _failed(self, step: int, error: Exception) -> None:
+        """Tell of the first failure in a row, and of one that has another reason than the one before."""
         self.failure = error
+        earlier, reason = self._trouble.count, _reason(error)
+        if not (self._trouble.begins(reason) or self._must_tell):
+            return
+        self._must_tell = False
+        before = f", as {_times(earlier)} before" if earlier else ""
         since = "the start" if self.last_saved_step is None else f"step {self.last_saved_step}"
         self.events.emit(
             WarningEvent,
             step=step,
             code="checkpoint_failed",
-            message=f"checkpoint at step {step} could not be written ({_reason(error)}); unsaved since {since}",
-            hint="training goes on and the next checkpoint is tried; free disk space or check the disk",
+            message=f"checkpoint at step {step} could not be written ({reason}){before}; unsaved since {since}",
+            hint="training goes on and the next is tried, told of when that changes; free disk space or check the disk",
         )
 
     def _put_aside(self, path: Path, prefix: str) -> None:
@@ -252,6 +272,10 @@ def _num_bytes(directory: Path) -> int:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in scan)
     except OSError:
         return 0
+
+
+def _times(count: int) -> str:
+    return "one" if count == 1 else str(count)
 
 
 def _reason(error: Exception) -> str:
