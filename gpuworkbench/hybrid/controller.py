@@ -138,6 +138,13 @@ class PhaseController:
         state.n_accepted += accepted
         state.awaits_step = accepted and bool(state.jumps)
 
+    def refused(self, reason: str) -> Move:
+        """The prediction that `next` asked for cannot be made: as if it had not been, but for jumps that stand."""
+        if self.state.n_accepted:
+            return self._enter(CORRECT, reason)
+        self.state.predictions -= 1
+        return self._enter(FULL, reason)
+
     def _within_prediction(self) -> Move | Jump | None:
         state = self.state
         if state.is_undone and not state.n_accepted:

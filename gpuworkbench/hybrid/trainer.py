@@ -33,7 +33,7 @@ from gpuworkbench.hybrid.loss_trend import LossTrend
 from gpuworkbench.hybrid.predictors.base import Predictor
 from gpuworkbench.hybrid.probe import Probe
 from gpuworkbench.hybrid.signals import StepSignals, moment_statistics
-from gpuworkbench.hybrid.undo import JumpUndo
+from gpuworkbench.hybrid.undo import NOT_UNDOABLE, JumpUndo
 from gpuworkbench.hybrid.watch import Watch
 from gpuworkbench.parts import Part, Stateful
 
@@ -57,7 +57,7 @@ class HybridTrainer:
         make = registry.load(registry.PREDICTORS[hybrid.predictor].implementation)
         self.predictor: Predictor = make(self.body, hybrid, context.config.train.seed)
         self.controller = PhaseController(hybrid, averages=self.spec.averages)
-        self.undo = JumpUndo(self.body, context.optimizer)
+        self.undo = JumpUndo(self.body, context.optimizer, context.undo_on_disk)
         self.probe = Probe(context.forward, context.model, context.probe_sequences)
         self.jumper = Jumper(
             context,
@@ -209,8 +209,9 @@ class HybridTrainer:
 
     def _enter(self, move: Move) -> None:
         step = self.context.step()
-        if move.to == PREDICT:
-            self.undo.save(step)  # before a strategy takes the optimizer's state away
+        # before a strategy takes the optimizer's state away
+        if move.to == PREDICT and not self.undo.is_made(step, self.context.emit):
+            move = self.controller.refused(NOT_UNDOABLE)
         if move.to == FULL:
             self.watch = None
             self.undo.drop()
@@ -222,7 +223,10 @@ class HybridTrainer:
             self.predictor.observe(self.context.step(), self.controller.until_jump())
 
     def _jump(self, jump: Jump) -> None:
-        """Make the jump, keep or undo it, and tell."""
+        """Make the jump, keep or undo it, and tell; none where it could not be undone."""
+        if not self.undo.is_made(self.context.step(), self.context.emit):
+            self._enter(self.controller.refused(NOT_UNDOABLE))
+            return
         confidence = self._confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)

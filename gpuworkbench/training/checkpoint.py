@@ -50,6 +50,7 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Saves and restores the parts of one run. One save is in flight at a time.
 
+    `in_background`: the state is copied to host memory, and written while training goes on; else training waits.
     `alive` is called while `wait` sees a checkpoint grow on the disk: a long write is progress, a hanging disk is not.
     """
 
@@ -61,6 +62,7 @@ class Checkpointer:
         *,
         keep_last: int,
         keep_best: bool,
+        in_background: bool = True,
         files: Files = REAL_FILES,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -73,7 +75,7 @@ class Checkpointer:
         self.alive = alive
         self.last_saved_step: int | None = None
         self.failure: Exception | None = None
-        self._buffers = HostBuffers()
+        self._buffers = HostBuffers() if in_background else None
         self._thread: threading.Thread | None = None
         self._in_flight_step: int | None = None
         self._trouble = Trouble()
@@ -160,6 +162,8 @@ class Checkpointer:
         except RuntimeError:  # no thread is to be had
             self._thread = self._in_flight_step = None
             self._write(snapshot, stall_s)
+        if self._buffers is None:
+            self.wait()
 
     def _write(self, snapshot: Snapshot, stall_s: float) -> None:
         started = time.monotonic()
@@ -196,8 +200,8 @@ class Checkpointer:
             step=snapshot.step,
             path=str(final.relative_to(self.paths.root)),
             num_bytes=num_bytes,
-            duration_s=time.monotonic() - started,
-            stall_s=stall_s,
+            duration_s=(duration_s := time.monotonic() - started),
+            stall_s=stall_s + (duration_s if self._buffers is None else 0.0),
         )
         self.events.sync()
         self._prune(snapshot.best_step)
