@@ -18,15 +18,17 @@ from msgspec import Struct
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import StorageBytes, storage_bytes
 from gpuworkbench.plan.activation_bytes import Activations, activations
-from gpuworkbench.plan.hybrid_bytes import HybridBytes, hybrid_bytes
-from gpuworkbench.plan.loss_bytes import FP32_BYTES, loss_bytes
+from gpuworkbench.plan.hybrid_bytes import JUMP_COPIES, HybridBytes, hybrid_bytes
+from gpuworkbench.plan.loss_bytes import FP32_BYTES, logits_block_bytes, loss_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
 
 GEMM_WORKSPACE_BYTES = 64 * MIB
 CUDA_CONTEXT_BYTES = GIB // 2  # 0.35 to 0.8 GiB, by driver and card
-CPU_PROCESS_BYTES = 366 * MIB  # interpreter, torch and what its kernels keep
-HEAP_HOLES_SHARE = 0.27  # of tensors that come and go in a step
+CPU_PROCESS_BYTES = 345 * MIB  # interpreter, torch and its kernels' code
+# The heap's holes: so many blocks of fp32 logits, or that share of all that comes and goes in a step.
+HOLES_BLOCKS = 4
+HOLES_SHARE = 0.29
 CUDA_PROCESS_BYTES = 1_200 * MIB  # the same with the CUDA libraries
 TIGHT_SHARE = 0.92  # beyond this share of the limit, fragmentation decides
 
@@ -309,15 +311,16 @@ def cpu_process_bytes(
 ) -> int:
     """A process that computes on the CPU: itself, its tensors, and what the C library's heap holds beside them.
 
-    Never shrunk (training/host_allocator.py), the heap has holes where tensors that come and go did not fit together;
-    and the values that a jump makes of packed weights leave theirs. Staging slots are touched as far as state comes
-    through them.
+    Never shrunk (training/host_allocator.py), the heap has holes where tensors that come and go did not fit together:
+    a few of the largest, which are logits.
+    A jump's fp32 values of packed weights, and two more while weight and residual are joined, leave theirs. Staging
+    slots are touched as far as state comes through them. Constants as benchmarks/host_memory.py found them.
     """
-    loss = loss_moment(config, storage, width, autocast_copies(config, width), "cpu")
-    coming = sum(loss.values())
+    coming = sum(loss_moment(config, storage, width, autocast_copies(config, width), "cpu").values())
+    holes = max(HOLES_BLOCKS * logits_block_bytes(config), HOLES_SHARE * coming)
+    joined = hybrid.passing * (JUMP_COPIES + 2) // JUMP_COPIES if storage.residual else 0
     untouched = 0 if is_scratch(config) else max(storage.staging - storage.host_state, 0)
-    converted = hybrid.passing if storage.residual else 0
-    return CPU_PROCESS_BYTES + max(moments.values()) - untouched + converted + int(coming * HEAP_HOLES_SHARE)
+    return CPU_PROCESS_BYTES + max(moments.values()) + joined - untouched + int(holes)
 
 
 def kept_checkpoints(config: RunConfig) -> int:
