@@ -55,7 +55,7 @@ def planned(path: Path) -> dict[str, Any] | None:
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Markdown."""
     lines = [
-        "| preset | card | planned | verdict | host | of it pinned | checkpoints |",
+        "| preset | card | planned | verdict | host | of it pinned | disk |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

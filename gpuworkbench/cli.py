@@ -86,6 +86,11 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train although the card is smaller than asked for or in use, or memory is predicted to be short",
     )
+    how.add_argument(
+        "--largest-micro-batch",
+        action="store_true",
+        help="the largest micro-batch that fits, searched for once per device; the tokens of a step are kept",
+    )
     how.add_argument("--run-id", metavar="NAME", help="name of the new run's directory")
     _add_common(how)
 

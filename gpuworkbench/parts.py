@@ -20,11 +20,13 @@ class Part:
     """One part's content: `tensors` by name (on any device), `values` as JSON can hold them.
 
     `finite` names the tensors without which a checkpoint is worthless when they hold NaN or Inf (the weights).
+    `is_lasting`: nobody writes to the tensors any more, so that a checkpoint needs no copy of those on the host.
     """
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     finite: frozenset[str] = frozenset()
+    is_lasting: bool = False
 
 
 @runtime_checkable

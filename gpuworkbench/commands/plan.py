@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 
+import msgspec
+
 from gpuworkbench.commands.output import print_json, print_table, say, tell
 from gpuworkbench.config.loader import parse_set
 from gpuworkbench.config.presets import configure, load_preset
@@ -15,16 +17,19 @@ from gpuworkbench.gpu.host import cpu_name, probe_host
 from gpuworkbench.gpu.nvml import probe_cards
 from gpuworkbench.headless.plan_lines import plan_lines
 from gpuworkbench.headless.terminal import terminal_width
+from gpuworkbench.launch.micro_batch import largest_micro_batch, remembered_line
 from gpuworkbench.launch.planner import probed, traced
 from gpuworkbench.launch.resume import changed_config, run_config
 from gpuworkbench.plan.analytic import Estimate, Verdict, estimate
 from gpuworkbench.plan.calibration import Calibration, calibrate, read_records
 from gpuworkbench.plan.fit_me import Alternative
+from gpuworkbench.plan.micro_batch import micro_batch_path, read_micro_batch
 from gpuworkbench.plan.report import Plan, as_json, make_plan
-from gpuworkbench.plan.targets import Target, target_of
+from gpuworkbench.plan.targets import Target, parse_card, target_of
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import resolve_run
+from gpuworkbench.text import safe_text
 from gpuworkbench.units import format_bytes
 
 
@@ -33,6 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     config, notes = configured(arguments)
     host = probe_host()
     target = target_of(config, arguments.card, probe_cards(), host, runs_dir(arguments.runs_dir))
+    if arguments.plan_largest:
+        return search(config, target, arguments)
+    if arguments.within is not None:
+        raise UsageError("--within limits the search of --largest-micro-batch", "add that, or use --card SIZE")
+    remembered = remembered_line(config, target)
+    notes += [remembered] if remembered else []
     predicted = predict(config, target, arguments.tier)
     plan = make_plan(
         config,
@@ -50,6 +61,22 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show(plan)
     return ExitCode.DOES_NOT_FIT if plan.verdict is Verdict.DOES_NOT_FIT else ExitCode.OK
+
+
+def search(config: RunConfig, target: Target, arguments: argparse.Namespace) -> int:
+    """Print the largest micro-batch that fits, searched for or remembered. Raises UsageError, DoesNotFitError."""
+    within = None if arguments.within is None else parse_card(arguments.within, "--within")
+    is_known = read_micro_batch(config, target, within) is not None
+    found = largest_micro_batch(config, target, say, within_bytes=within)
+    path = micro_batch_path(config, target, within)
+    if arguments.json:
+        print_json({"preset": config.label, **msgspec.to_builtins(found), "sets": found.sets, "file": str(path)})
+        return ExitCode.OK
+    needed, limit = format_bytes(found.needed_bytes), format_bytes(found.limit_bytes)
+    tell(f"{safe_text(config.label)}: micro-batch {found.micro_batch_size} x {found.grad_accum_steps}, {needed}")
+    tell(f"the largest that fits {limit} of {target.label}, the tokens of a step kept: {found.flags}")
+    tell(f"{'remembered' if is_known else 'kept'} in {path}; without that file it is searched for again")
+    return ExitCode.OK
 
 
 def configured(arguments: argparse.Namespace) -> tuple[RunConfig, list[str]]:

@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="analytic",
         help="formulas, a traced step, or two real steps on this machine (analytic)",
     )
+    how.add_argument(
+        "--largest-micro-batch",
+        dest="plan_largest",
+        action="store_true",
+        help="search for the largest micro-batch that fits this device, by probes, and remember it",
+    )
+    how.add_argument("--within", metavar="SIZE", help="with --largest-micro-batch: less memory than the device has")
     how.add_argument("--fit", action="store_true", help="list other ways to make the same step even if it fits")
     how.add_argument(
         "--tokens", type=token_count, metavar="N", help="hours, energy and disk for so many tokens: 1e9, 10B, 1_000_000"

@@ -16,6 +16,7 @@ from gpuworkbench.errors import ExitCode, UsageError, WorkbenchError
 from gpuworkbench.launch import create as creation
 from gpuworkbench.launch import resume as resumption
 from gpuworkbench.launch.fork import fork
+from gpuworkbench.launch.micro_batch import sets_for_launch
 from gpuworkbench.launch.queue import device_of_config, users_of
 from gpuworkbench.launch.refused import discard_refused
 from gpuworkbench.launch.spawn import TrainerProcess, spawn_trainer
@@ -111,6 +112,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError("--cpu-twin is chosen when a run starts", "leave it out: a resumed run stays what it is")
     if arguments.resume is not None and arguments.force:
         raise UsageError("--force is for starting a run", "leave it out: a resumed run keeps its card")
+    if arguments.resume is not None and arguments.largest_micro_batch:
+        raise UsageError("--largest-micro-batch is for starting a run", "leave it out: a resumed run keeps its own")
     if arguments.queue and arguments.force:
         raise UsageError("--queue waits for a card and --force shares it", "give one of them")
     if arguments.run_id is not None and arguments.resume is not None and not arguments.fork:
@@ -118,6 +121,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.preset is None and arguments.resume is None:
         flags = {"--steps": arguments.steps, "--set": arguments.sets, "--run-id": arguments.run_id}
         switches = {"--cpu-twin": arguments.cpu_twin, "--force": arguments.force, "--queue": arguments.queue}
+        switches["--largest-micro-batch"] = arguments.largest_micro_batch
         given = [flag for flag, value in {**flags, **switches}.items() if value]
         if given or not is_app:
             what = given[0] if given else "--headless" if arguments.headless else "--detach"
@@ -142,6 +146,9 @@ def prepare(arguments: argparse.Namespace) -> Plan:
             queue=queue,
             share=arguments.force,
         )
+        is_asked_for = arguments.largest_micro_batch
+        found = sets_for_launch(request, say, is_asked_for=is_asked_for)
+        request = request._replace(sets=(*request.sets, *found))
         created = creation.create(request, on_progress=StageProgress(), on_weights=StageProgress("weights"))
         return Plan(created, created.run_toml, is_new_run=True, is_new_file=True)
     parent = resolve_run(directory, arguments.resume)

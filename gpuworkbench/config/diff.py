@@ -23,6 +23,7 @@ FREE_KEYS = frozenset(
         "device.index",
         "device.uuid",
         "device.memory_limit_gib",
+        "hybrid.undo_storage",
         "memory.cross_entropy_chunk_rows",
     }
 )

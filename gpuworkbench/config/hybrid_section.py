@@ -44,8 +44,13 @@ class HybridConfig(Section, frozen=True, kw_only=True):
         int, doc("sequences of the probe batch, from a reserved slice of the training data", ge=1, le=MAX_COUNT)
     ] = 8
     state_device: Annotated[
-        Literal["device", "host"], doc("where slow weights, momentum and undo copies live; host: streamed at the jump")
+        Literal["device", "host"],
+        doc("where slow weights and momentum live, and undo copies kept in memory; host: streamed at the jump"),
     ] = "device"
+    undo_storage: Annotated[
+        Literal["memory", "disk"],
+        doc("where the copy that undoes a jump lies until it is judged: memory (state_device's), or a file of the run"),
+    ] = "memory"
     moment_damping: Annotated[
         float, doc("optimizer moments are multiplied by this after an accepted jump; 1 keeps them", ge=0.0, le=1.0)
     ] = 1.0

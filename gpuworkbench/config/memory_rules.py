@@ -37,8 +37,9 @@ def _bf16_products(config: RunConfig) -> Iterator[Rule]:
     for key in PRECISIONS:
         value = getattr(memory, key)
         if value not in (None, "auto", "bf16"):
-            what = f"{value!r} cannot be computed with bf16 weights (memory.weights)"
-            yield Rule(f"memory.{key}", what, "leave it out, or set memory.weights = 'fp32'")
+            # told of the weights: a run has its precision resolved, and who changes the weights never set it
+            what = f"'bf16' does not go with memory.{key} = {value!r}, which cannot be computed with bf16 weights"
+            yield Rule("memory.weights", what, f"set memory.{key} = 'bf16' too, or leave the weights as they were")
 
 
 def _small_formats(config: RunConfig) -> Iterator[Rule]:

@@ -228,6 +228,10 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
     ] = 100
     keep_last: Annotated[int, doc("how many of the newest checkpoints are kept", ge=2, le=10_000)] = 2
     keep_best: Annotated[bool, doc("also keep the checkpoint with the lowest validation loss")] = True
+    in_background: Annotated[
+        bool,
+        doc("copy the state to host memory and write behind training; false: no copy, training waits for the write"),
+    ] = True
 
 
 class EvalConfig(Section, frozen=True, kw_only=True):

@@ -72,7 +72,9 @@ def _beside(plan: Plan) -> Iterator[str]:
         less = 1 - predicted.predict_bytes / max(predicted.total_bytes, 1)
         yield f"while a jump is predicted: {format_bytes(predicted.predict_bytes)} ({less:.0%} less)"
     pinned = f", {format_bytes(predicted.pinned_bytes)} of it pinned" if predicted.pinned_bytes else ""
-    yield f"host memory {format_bytes(predicted.host_bytes)}{pinned}; checkpoints {format_bytes(predicted.disk_bytes)}"
+    saved = predicted.disk_bytes - predicted.undo_disk_bytes
+    undo = f", undo {format_bytes(predicted.undo_disk_bytes)} on disk" if predicted.undo_disk_bytes else ""
+    yield f"host memory {format_bytes(predicted.host_bytes)}{pinned}; checkpoints {format_bytes(saved)}{undo}"
 
 
 def _end(plan: Plan) -> Iterator[str]:

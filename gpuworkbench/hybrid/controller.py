@@ -150,6 +150,13 @@ class PhaseController:
         """No more jumps in this predicted phase: who was to make them is not there any more."""
         self.state.jumps, self.state.awaits_step = [], False
 
+    def refused(self, reason: str) -> Move:
+        """The prediction that `next` asked for cannot be made: as if it had not been, but for jumps that stand."""
+        if self.state.n_accepted:
+            return self._enter(CORRECT, reason)
+        self.state.predictions -= 1
+        return self._enter(FULL, reason)
+
     def _within_prediction(self) -> Move | Jump | None:
         state = self.state
         if state.is_undone and not state.n_accepted:

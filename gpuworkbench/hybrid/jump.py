@@ -44,8 +44,6 @@ class Jumper:
     ) -> Outcome:
         """Returns what became of it. No decision of exact mode reads the duration."""
         started_s, step = time.perf_counter(), self.context.step()
-        if self.undo.step != step:
-            self.undo.save(step)
         self._tell_strategies(jump.virtual_steps)
         before = self.probe.loss()
         horizon, after, probes = self._move(jump.virtual_steps, before, step)

@@ -31,7 +31,7 @@ from gpuworkbench.hybrid.loss_trend import LossTrend
 from gpuworkbench.hybrid.probe import Probe
 from gpuworkbench.hybrid.selection import Selection
 from gpuworkbench.hybrid.signals import StepSignals, moment_statistics
-from gpuworkbench.hybrid.undo import JumpUndo
+from gpuworkbench.hybrid.undo import NOT_UNDOABLE, JumpUndo
 from gpuworkbench.hybrid.watch import Watch
 from gpuworkbench.parts import Part, Stateful
 
@@ -53,7 +53,7 @@ class HybridTrainer:
         self.body = Body(context.model, context.weights, device, on_host=on_host)
         self.candidates = Candidates(self.body, hybrid, context.config.train.seed)
         self.controller = PhaseController(hybrid, averages=self.candidates.chosen.spec.averages)
-        self.undo = JumpUndo(self.body, context.optimizer)
+        self.undo = JumpUndo(self.body, context.optimizer, context.undo_on_disk)
         self.probe = Probe(context.forward, context.model, context.probe_sequences)
         self.trend = LossTrend()
         self.watch: Watch | None = None  # the jump that true steps are still to judge
@@ -200,8 +200,9 @@ class HybridTrainer:
     def _enter(self, move: Move) -> None:
         step = self.context.step()
         if move.to == PREDICT:
-            self.undo.save(step)  # before a strategy takes the optimizer's state away
             self.candidates.chosen.predictions += 1
+            if not self.undo.is_made(step, self.context.emit):  # before a strategy takes the optimizer's state away
+                move = self._refused()
         if move.to == FULL:
             self.watch = None
             self.undo.drop()
@@ -209,12 +210,21 @@ class HybridTrainer:
         self.context.phases.change(step, move.to, move.reason, move.planned_steps)
         self._observe_weights()
 
+    def _refused(self) -> Move:
+        """The move where a jump could not be undone; a prediction without one was none."""
+        if not self.controller.has_jumped():
+            self.candidates.chosen.predictions -= 1
+        return self.controller.refused(NOT_UNDOABLE)
+
     def _observe_weights(self) -> None:
         if self.controller.phase != WARMUP:
             self.selection.observe(self.controller, self.context.step(), self.context.max_steps)
 
     def _jump(self, jump: Jump) -> None:
-        """Make the jump, keep or undo it, and tell."""
+        """Make the jump, keep or undo it, and tell; none where it could not be undone."""
+        if not self.undo.is_made(self.context.step(), self.context.emit):
+            self._enter(self._refused())
+            return
         confidence = self.selection.confidence()
         limit = self.trend.limit(self.config.divergence_threshold)
         predicted = self._predicted_loss(jump.virtual_steps)

@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpuworkbench.errors import CheckpointError
+from gpuworkbench.errors import CheckpointError, DoesNotFitError
+from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.events.trouble import Trouble
 from gpuworkbench.hybrid.body import Body
+from gpuworkbench.memory.disk_copies import DiskCopies
 from gpuworkbench.parts import Part
+
+NOT_UNDOABLE = "there is no room for what a jump would be undone from"
 
 
 class JumpUndo:
-    """Copies of every tensor that holds a trainable weight or its optimizer state; nothing between two jumps."""
+    """Copies of every tensor that holds a trainable weight or its optimizer state; nothing between two jumps.
+
+    They lie where predictor state does, or on `disk`. Once made they are never written to: a checkpoint may still hold
+    them when the next are made.
+    """
 
     version = 1
 
-    def __init__(self, body: Body, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, body: Body, optimizer: torch.optim.Optimizer, disk: DiskCopies | None = None) -> None:
         self.body = body
         self.optimizer = optimizer
+        self.disk = disk
         self.step: int | None = None  # the true step that the copies are of; None: there are none
         self._copies: dict[str, Tensor] = {}
+        self._trouble = Trouble()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the copies now."""
         return sum(copy.nbytes for copy in self._copies.values())
 
+    def is_made(self, step: int, emit: Callable[..., Any]) -> bool:
+        """Whether there are copies of this step; made where there are none, and told where the disk is too full."""
+        if self.step == step:
+            return True
+        try:
+            self.save(step)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self._trouble.begins(reason):
+                emit(
+                    WarningEvent,
+                    step=step,
+                    code="jump_not_made",
+                    message=f"no jump: what it would be undone from could not be written ({reason})",
+                    hint="training goes on without; free disk space, or resume with --set hybrid.undo_storage=memory",
+                )
+            return False
+        failures = self._trouble.ends()
+        if failures:
+            message = f"jumps are made again; {failures} could not be made for want of disk space"
+            emit(WarningEvent, step=step, code="jump_not_made", message=message)
+        return True
+
     def save(self, step: int) -> None:
-        """Copy the state now. The optimizer's must be where it computes."""
-        live = {**dict(self._weights()), **dict(self._optimizer())}
-        if set(live) != set(self._copies):
-            self._copies = {name: self.body.empty_like(tensor) for name, tensor in live.items()}
-        for name, tensor in live.items():
-            self._copies[name].copy_(tensor, non_blocking=True)
+        """Copy the state now. The optimizer's must be where it computes.
+
+        Raises OSError where the disk has no room: there are no copies then, and a jump must not be made.
+        """
+        self.drop()
+        self._copies = self._copied({**dict(self._weights()), **dict(self._optimizer())})
         self.step = step
-        self._settle()
 
     def restore_weights(self) -> None:
         """The weights as they were; the optimizer has not moved since."""
@@ -50,6 +84,13 @@ class JumpUndo:
     def drop(self) -> None:
         """Forget the copies: the jump is judged."""
         self._copies, self.step = {}, None
+
+    def _copied(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.disk is not None:
+            return self.disk.copy(live)
+        copies = {name: self.body.empty_like(tensor).copy_(tensor, non_blocking=True) for name, tensor in live.items()}
+        self._settle()
+        return copies
 
     def _restore(self, live: Iterator[tuple[str, Tensor]]) -> None:
         for name, tensor in live:
@@ -74,16 +115,21 @@ class JumpUndo:
 
     def state(self) -> Part:
         """The copies, as long as there are any."""
-        return Part(dict(self._copies), {"step": self.step})
+        return Part(dict(self._copies), {"step": self.step}, is_lasting=True)
 
     def load(self, part: Part) -> None:
-        """Restore the copies. Raises CheckpointError."""
+        """Restore the copies. Raises CheckpointError, DoesNotFitError where the disk has no room for them."""
         step = part.values["step"]
         if step is not None and (type(step) is not int or not part.tensors):
             raise CheckpointError(f"the copies to undo a jump are of step {step!r}")
-        self._copies = {}
-        for name, saved in part.tensors.items():
-            self._copies[name] = self.body.empty_like(saved).copy_(saved)
+        self.drop()
+        try:
+            self._copies = self._copied(part.tensors)
+        except OSError as error:
+            raise DoesNotFitError(
+                f"the copies that undo a jump cannot be put on the disk: {error.strerror or error}",
+                "free disk space and resume, or resume with --set hybrid.undo_storage=memory",
+            ) from None
         self.step = step
 
     def reset(self) -> None:

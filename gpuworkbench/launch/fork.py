@@ -64,17 +64,16 @@ def fork(
     """
     if run_id is not None:
         validate_run_id(run_id)
-    old = run_config(paths)
+    old, sets = run_config(paths), tuple(sets)
+    weights = next((each.value for each in sets if each.key == "memory.weights"), old.memory.weights)
+    if weights in ("fp32", "bf16") and weights != old.memory.weights:  # before rules about what else they would need
+        raise _other_format(each.key for each in sets)
     new = changed_config(old, sets, steps, environ, paths.tokenizer)
     changed = [difference.key for difference in differences(old, new)]
     if any(key.startswith("model.") for key in changed):
         raise ConfigError("a fork keeps the model of its checkpoint", "start a new run to change [model]")
     if checkpoint_format(old) != checkpoint_format(new):
-        keys = ", ".join(key for key in changed if key in _FORMAT_KEYS)
-        raise ConfigError(
-            f"a fork reads its checkpoint's weights and optimizer state as they are stored, and {keys} stores others",
-            "leave it out, or export the run and start a new one with train.init_from",
-        )
+        raise _other_format(changed)
     if new.train.init_from != old.train.init_from or new.train.init_sha256 != old.train.init_sha256:
         raise ConfigError("a fork starts from its checkpoint", "start a new run to change train.init_from")
     reference = newest_intact_checkpoint(paths)
@@ -100,6 +99,14 @@ def fork(
         files,
         # Within the creation: a fork without its checkpoint would train from nothing.
         fill=lambda child: _fill(child, reference, data, files),
+    )
+
+
+def _other_format(changed: Iterable[str]) -> ConfigError:
+    keys = ", ".join(key for key in changed if key in _FORMAT_KEYS)
+    return ConfigError(
+        f"a fork reads its checkpoint's weights and optimizer state as they are stored, and {keys} stores others",
+        "leave it out, or export the run and start a new one with train.init_from",
     )
 
 

@@ -76,13 +76,13 @@ def with_measured(
 ) -> Estimate:
     """The estimate with other bytes of tensors, and around them what neither a trace nor an allocator sees.
 
-    `beside`: the scratch of the products, and what a prediction keeps, which are not part of a step's trace.
+    What a prediction keeps is in neither, since the step is a true one. `beside`: the scratch of the products too.
     """
     is_cuda = kind == "cuda"
     found = {name: parts[name] for name in PARTS if parts.get(name)}
     found |= {name: size for name, size in parts.items() if name not in PARTS and size}
+    found["predictor, undo"] = predicted.parts["predictor, undo"]
     if beside:
-        found["predictor, undo"] = predicted.parts["predictor, undo"]
         found["workspace"] = GEMM_WORKSPACE_BYTES if is_cuda else 0
     context = CUDA_CONTEXT_BYTES if context_bytes is None else context_bytes
     found["CUDA context"] = context if is_cuda else 0

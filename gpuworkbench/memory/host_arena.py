@@ -8,6 +8,7 @@ requests up to powers of two.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from gpuworkbench.units import MIB
 
 ALIGNMENT = 512
 CHUNK_BYTES = 64 * MIB
+MAPPED_BYTES = MIB  # from this size on a block is the kernel's own
 
 
 class HostArena:
@@ -28,7 +30,7 @@ class HostArena:
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         """Pinned where `device` is a card and the driver allows it; see `is_pinned`. Raises MemoryError."""
         self.num_bytes = num_bytes
-        self.memory = torch.from_numpy(np.empty(max(num_bytes, 1), np.uint8))
+        self.memory = _allocated(num_bytes)
         self.is_pinned = device.type == "cuda" and _pin(self.memory)
         self._used = 0
 
@@ -97,13 +99,27 @@ def bytes_of(tensor: Tensor) -> Tensor:
 def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of this shape in memory that is not torch's."""
     dtype = dtype or tensor.dtype
-    memory = torch.from_numpy(np.empty(max(tensor.numel() * dtype.itemsize, 1), np.uint8))
+    memory = _allocated(tensor.numel() * dtype.itemsize)
     return memory[: tensor.numel() * dtype.itemsize].view(dtype).view(tensor.shape)
 
 
 def poison(tensor: Tensor) -> None:
     """Fill a uint8 tensor so that every floating point number in it is NaN and every signed integer -1."""
     tensor.fill_(0xFF)
+
+
+def _allocated(num_bytes: int) -> Tensor:
+    """Bytes on the host. Large blocks are the kernel's own and go back to it when the last holder is gone: the C
+    library's heap, which a run on a CPU never shrinks, would keep them, and holes where they lay. Raises MemoryError.
+    """
+    if num_bytes < MAPPED_BYTES:
+        return torch.from_numpy(np.empty(max(num_bytes, 1), np.uint8))
+    try:
+        return torch.from_numpy(
+            np.frombuffer(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        )
+    except OSError as error:
+        raise MemoryError(f"no {num_bytes:,} bytes of host memory: {error.strerror or error}") from None
 
 
 def _pin(memory: Tensor) -> bool:

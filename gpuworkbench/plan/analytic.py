@@ -18,14 +18,17 @@ from msgspec import Struct
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import StorageBytes, storage_bytes
 from gpuworkbench.plan.activation_bytes import Activations, activations
-from gpuworkbench.plan.hybrid_bytes import HybridBytes, hybrid_bytes
-from gpuworkbench.plan.loss_bytes import FP32_BYTES, loss_bytes
+from gpuworkbench.plan.hybrid_bytes import JUMP_COPIES, HybridBytes, hybrid_bytes
+from gpuworkbench.plan.loss_bytes import FP32_BYTES, logits_block_bytes, loss_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
 
 GEMM_WORKSPACE_BYTES = 64 * MIB
 CUDA_CONTEXT_BYTES = GIB // 2  # 0.35 to 0.8 GiB, by driver and card
-CPU_PROCESS_BYTES = 450 * MIB  # interpreter, torch and its thread pools
+CPU_PROCESS_BYTES = 345 * MIB  # interpreter, torch and its kernels' code
+# The heap's holes: so many blocks of fp32 logits, or that share of all that comes and goes in a step.
+HOLES_BLOCKS = 4
+HOLES_SHARE = 0.29
 CUDA_PROCESS_BYTES = 1_200 * MIB  # the same with the CUDA libraries
 TIGHT_SHARE = 0.92  # beyond this share of the limit, fragmentation decides
 
@@ -62,6 +65,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     """Predicted bytes. `parts` (of PARTS, all present) are where the run computes when its memory is at its highest,
     at `moment`, and sum up to `total_bytes`; `moments` says how high each moment is. `pinned_bytes` is part of
     `host_bytes`. `predict_bytes`: the most while a jump is made and probed, None without prediction.
+    `disk_bytes`: the checkpoints, one of them of a step whose jump is not judged yet, and `undo_disk_bytes`.
     """
 
     parts: Mapping[str, int]
@@ -73,6 +77,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     moment: str
     moments: Mapping[str, int]
     predict_bytes: int | None = None
+    undo_disk_bytes: int = 0
 
     @property
     def allocator_bytes(self) -> int:
@@ -96,20 +101,20 @@ def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) 
         (_highest(known, storage, hybrid, width, kind) for width in widths), key=lambda found: sum(found[1].values())
     )
     total = sum(parts.values())
-    saved = saved_bytes(storage, hybrid)
     offloaded = offloaded_bytes(known, hybrid, storage, max(widths))
     is_cuda = kind == "cuda"
-    process = CUDA_PROCESS_BYTES + saved if is_cuda else CPU_PROCESS_BYTES + total
+    process = CUDA_PROCESS_BYTES if is_cuda else cpu_process_bytes(known, storage, hybrid, moments, max(widths))
     return Estimate(
         parts=MappingProxyType(parts),
         total_bytes=total,
-        host_bytes=process + offloaded,
+        host_bytes=process + offloaded + copied_bytes(known, storage, hybrid, kind),
         pinned_bytes=offloaded if is_cuda else 0,
-        disk_bytes=saved * kept_checkpoints(known),
+        disk_bytes=saved_bytes(storage, hybrid) * kept_checkpoints(known) + hybrid.judged + hybrid.disk,
         n_params=known.model.n_params(),
         moment=moment,
         moments=MappingProxyType(moments),
         predict_bytes=moments["jump"] if known.hybrid.enabled else None,
+        undo_disk_bytes=hybrid.disk,
     )
 
 
@@ -123,7 +128,7 @@ def _highest(
         "8-bit residual": storage.residual,
         "optimizer state": storage.optimizer_state,
         "staging": 0 if is_scratch(config) else storage.staging,
-        "predictor, undo": hybrid.device,
+        "predictor, undo": hybrid.device + hybrid.undo,  # undo: through the true steps that judge a jump
         "CUDA context": CUDA_CONTEXT_BYTES if kind == "cuda" else 0,
     }
     changing = {
@@ -177,6 +182,8 @@ def end_of_backward_moment(config: RunConfig, storage: StorageBytes) -> dict[str
     (as measured: tests/training/test_plan_measured.py).
     """
     pending = (2 if config.memory.chunked_cross_entropy else 3) * table_gradient(config)
+    if config.memory.optimizer_in_backward and config.device.compile == "off":
+        return {"gradients": pending}  # every other one is used up by then
     own = 0 if config.train.grad_accum_steps > 1 else table_gradient(config)
     return {"gradients": max(storage.gradients - own, 0) + pending}
 
@@ -204,11 +211,9 @@ def jump_moment(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, w
     copies = autocast_copies(config, width)
     logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
     passing = passing_bytes(config, n_rows, width)
-    probe = copies + logits + passing
-    jump = {"predictor, undo": hybrid.jump}
-    if probe > hybrid.jump or config.hybrid.state_device == "device":  # the undo copy stays for the probe
-        undo = hybrid.jump if config.hybrid.state_device == "device" else 0
-        jump = {"predictor, undo": undo, "autocast copies": copies, "activations": passing, "logits": logits}
+    jump = {"predictor, undo": hybrid.passing}
+    if copies + logits + passing > hybrid.passing:  # the probe's
+        jump = {"autocast copies": copies, "activations": passing, "logits": logits}
     return jump | (
         {"optimizer state": -storage.optimizer_state, "8-bit residual": -storage.residual} if is_away else {}
     )
@@ -290,6 +295,32 @@ def saved_bytes(storage: StorageBytes, hybrid: HybridBytes) -> int:
     """A checkpoint: weights, residual, optimizer state, and the predictor's."""
     state = storage.optimizer_state or storage.host_state
     return storage.weights + storage.residual + state + hybrid.saved
+
+
+def copied_bytes(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, kind: str) -> int:
+    """The host's copy of what a checkpoint holds, kept from the first one on; without it what lies on a card is
+    written a part at a time. Nobody writes to an undo copy, so it is copied only where it is a card's."""
+    is_cuda = kind == "cuda"
+    if config.checkpoint.in_background:
+        return saved_bytes(storage, hybrid) + (hybrid.undo if is_cuda else 0)
+    return max(storage.weights, storage.optimizer_state, storage.residual, hybrid.device) if is_cuda else 0
+
+
+def cpu_process_bytes(
+    config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, moments: Mapping[str, int], width: int
+) -> int:
+    """A process that computes on the CPU: itself, its tensors, and what the C library's heap holds beside them.
+
+    Never shrunk (training/host_allocator.py), the heap has holes where tensors that come and go did not fit together:
+    a few of the largest, which are logits.
+    A jump's fp32 values of packed weights, and two more while weight and residual are joined, leave theirs. Staging
+    slots are touched as far as state comes through them. Constants as benchmarks/host_memory.py found them.
+    """
+    coming = sum(loss_moment(config, storage, width, autocast_copies(config, width), "cpu").values())
+    holes = max(HOLES_BLOCKS * logits_block_bytes(config), HOLES_SHARE * coming)
+    joined = hybrid.passing * (JUMP_COPIES + 2) // JUMP_COPIES if storage.residual else 0
+    untouched = 0 if is_scratch(config) else max(storage.staging - storage.host_state, 0)
+    return CPU_PROCESS_BYTES + max(moments.values()) + joined - untouched + int(holes)
 
 
 def kept_checkpoints(config: RunConfig) -> int:

@@ -39,3 +39,11 @@ def loss_bytes(config: RunConfig, n_rows: int, width: int, grad_width: int, *, i
     # Last, the chunks' gradients of the hidden states are joined, and scaled: three of them, and one in fp32.
     joined = table + 3 * rows + (n_rows * channels * FP32_BYTES if width < FP32_BYTES else 0)
     return copies + max(during, joined)
+
+
+def logits_block_bytes(config: RunConfig) -> int:
+    """The logits of a micro-batch, or of a chunk of it, in fp32."""
+    n_rows = config.train.micro_batch_size * config.train_seq_len
+    if config.memory.chunked_cross_entropy:
+        n_rows = min(n_rows, config.memory.cross_entropy_chunk_rows)
+    return n_rows * config.model.padded_vocab_size * FP32_BYTES

@@ -56,7 +56,7 @@ def probe_key(config: RunConfig, target: Target) -> ProbeKey:
     }
     for name in ("index", "uuid", "kind"):
         parts["device"].pop(name, None)
-    versions = [__version__, _version("torch"), card.driver_version if card is not None else None]
+    versions = [__version__, package_version("torch"), card.driver_version if card is not None else None]
     text = msgspec.json.encode([target.kind, device, versions, parts], order="deterministic")
     return ProbeKey(hashlib.sha256(text).hexdigest()[:32], device)
 
@@ -80,7 +80,16 @@ def _path(key: ProbeKey) -> Path:
     return probe_folder() / f"{key.digest}.json"
 
 
-def _version(package: str) -> str | None:
+def device_parts(target: Target) -> list[object]:
+    """What tells this device from another: of a card name, id, capability, memory and driver; of a host its CPU."""
+    card = target.card
+    if card is None:
+        return [target.kind, cpu_name() or "cpu"]
+    told = [card.name, card.uuid, card.compute_capability, card.memory_total_bytes, card.driver_version]
+    return [target.kind, *told]
+
+
+def package_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -108,6 +108,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "host_bytes": predicted.host_bytes,
         "pinned_bytes": predicted.pinned_bytes,
         "disk_bytes": predicted.disk_bytes,
+        "undo_disk_bytes": predicted.undo_disk_bytes,
         "kind": plan.target.kind,
         "target": plan.target.label,
         "simulated_card": plan.config.simulated_card,

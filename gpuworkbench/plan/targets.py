@@ -38,7 +38,7 @@ class Target(NamedTuple):
     disk_bytes: int | None = None
 
 
-def parse_card(text: str) -> int | None:
+def parse_card(text: str, flag: str = "--card") -> int | None:
     """`16GiB` as bytes, `this` as None. Raises UsageError."""
     if text.strip().lower() == THIS_CARD:
         return None
@@ -47,7 +47,7 @@ def parse_card(text: str) -> int | None:
     except ValueError:
         size = 0
     if not 64 * 2**20 <= size <= 2**50:
-        raise UsageError(f"--card {text[:40]!r} is no card's size", "give one with its unit, such as 16GiB, or this")
+        raise UsageError(f"{flag} {text[:40]!r} is no card's size", "give one with its unit, such as 16GiB, or this")
     return size
 
 

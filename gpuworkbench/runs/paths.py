@@ -82,6 +82,11 @@ class RunPaths:
         return self.root / "control"
 
     @property
+    def undo(self) -> Path:
+        """What a jump is undone from, where that is kept on disk; seen only while it is written."""
+        return self.root / "undo"
+
+    @property
     def trainer_log(self) -> Path:
         """The trainer's stdout and stderr."""
         return self.root / "trainer.log"

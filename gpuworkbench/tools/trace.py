@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -71,7 +72,10 @@ def trace(config: RunConfig, kind: str) -> Traced:
         update_one_of_each_size(rig)
         tracker.track_external(rig.model, rig.optimizer, *rig.gradients())
         table = rig.model.head_weight.shape
-        with tracker, GradientsAddInPlace(() if config.memory.chunked_cross_entropy else tuple(table)):
+        in_place = GradientsAddInPlace(() if config.memory.chunked_cross_entropy else tuple(table))
+        with warnings.catch_warnings(), tracker, in_place:
+            # the tracker's, of gradients that an update in backward has freed
+            warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper", UserWarning)
             rig.step()
         peak = tracker.get_tracker_snapshot("peak")[CPU]
     parts: dict[str, int] = {}

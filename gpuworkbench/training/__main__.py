@@ -81,7 +81,7 @@ def _log(text: str) -> None:
 
 def _discard_own_leftovers(paths: RunPaths) -> None:
     """Remove the temporary files that killed trainers left; launchers write here too, so only a trainer's own."""
-    for owned in (paths.heartbeat, paths.env, paths.events_index):
+    for owned in (paths.heartbeat, paths.env, paths.events_index, paths.undo):
         for leftover in paths.root.glob(f"{TEMPORARY_PREFIX}*-{owned.name}"):
             with contextlib.suppress(OSError):
                 leftover.unlink()

@@ -178,7 +178,7 @@ def change_setting(run: TrainingRun, key: str, value: object) -> str:
     """
     old, new = note_setting(run, key, value)
     if settle(run):
-        save_checkpoint(run, wait=True)  # the answer promises it
+        save_checkpoint(run, wait=True, is_asked_for=True)  # the answer promises it
     return f"{key}: {old:g} -> {new:g}"
 
 
@@ -187,7 +187,7 @@ def make_controls(run: TrainingRun, signals: Signals) -> Controls:
 
     def checkpoint_now() -> str:
         if settle(run):
-            save_checkpoint(run)
+            save_checkpoint(run, is_asked_for=True)
         return f"checkpoint of step {run.progress.step}"
 
     return Controls(

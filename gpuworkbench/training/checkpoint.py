@@ -18,6 +18,7 @@ from typing import NamedTuple
 from gpuworkbench.errors import CheckpointError, ForeignCheckpointError
 from gpuworkbench.events.schema import CheckpointSaved
 from gpuworkbench.events.schema import Warning as WarningEvent
+from gpuworkbench.events.trouble import Trouble
 from gpuworkbench.events.writer import EventWriter
 from gpuworkbench.io.atomic import TEMPORARY_PREFIX, commit_directory, discard_directory, temporary_path
 from gpuworkbench.io.files import REAL_FILES, Files, remove_tree
@@ -49,6 +50,7 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Saves and restores the parts of one run. One save is in flight at a time.
 
+    `in_background`: the state is copied to host memory, and written while training goes on; else training waits.
     `alive` is called while `wait` sees a checkpoint grow on the disk: a long write is progress, a hanging disk is not.
     """
 
@@ -60,6 +62,7 @@ class Checkpointer:
         *,
         keep_last: int,
         keep_best: bool,
+        in_background: bool = True,
         files: Files = REAL_FILES,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
@@ -72,17 +75,22 @@ class Checkpointer:
         self.alive = alive
         self.last_saved_step: int | None = None
         self.failure: Exception | None = None
-        self._buffers = HostBuffers()
+        self._buffers = HostBuffers() if in_background else None
         self._thread: threading.Thread | None = None
         self._in_flight_step: int | None = None
+        self._trouble = Trouble()
+        self._must_tell = False
         self._untrusted: set[int] = set()  # in place, but damaged or never acknowledged: retention does not count them
 
-    def save(self, step: int, *, best_step: int | None, wait: bool = False) -> None:
+    def save(self, step: int, *, best_step: int | None, wait: bool = False, is_asked_for: bool = False) -> None:
         """Snapshot now, write behind training. A failed write is a warning event, never an exception.
+
+        One like the failure before it is told only where the checkpoint `is_asked_for` by somebody who waits.
 
         Blocks while an earlier save is still being written. With `wait` (a run's end) it returns when the state is
         durable, or has failed to be a second time.
         """
+        self._must_tell |= is_asked_for
         if not self._is_saved_or_in_flight(step):
             self._start(step, best_step)
         if wait:
@@ -154,6 +162,8 @@ class Checkpointer:
         except RuntimeError:  # no thread is to be had
             self._thread = self._in_flight_step = None
             self._write(snapshot, stall_s)
+        if self._buffers is None:
+            self.wait()
 
     def _write(self, snapshot: Snapshot, stall_s: float) -> None:
         started = time.monotonic()
@@ -175,6 +185,14 @@ class Checkpointer:
             self._failed(snapshot.step, error)
             return
         self.failure = None
+        failures, self._must_tell = self._trouble.ends(), False
+        if failures:
+            self.events.emit(
+                WarningEvent,
+                step=snapshot.step,
+                code="checkpoint_works_again",
+                message=f"checkpoints are written again, after {_times(failures)} that failed",
+            )
         self.last_saved_step = snapshot.step
         self._untrusted.discard(snapshot.step)
         self.events.emit(
@@ -182,21 +200,27 @@ class Checkpointer:
             step=snapshot.step,
             path=str(final.relative_to(self.paths.root)),
             num_bytes=num_bytes,
-            duration_s=time.monotonic() - started,
-            stall_s=stall_s,
+            duration_s=(duration_s := time.monotonic() - started),
+            stall_s=stall_s + (duration_s if self._buffers is None else 0.0),
         )
         self.events.sync()
         self._prune(snapshot.best_step)
 
     def _failed(self, step: int, error: Exception) -> None:
+        """Tell of the first failure in a row, and of one that has another reason than the one before."""
         self.failure = error
+        earlier, reason = self._trouble.count, _reason(error)
+        if not (self._trouble.begins(reason) or self._must_tell):
+            return
+        self._must_tell = False
+        before = f", as {_times(earlier)} before" if earlier else ""
         since = "the start" if self.last_saved_step is None else f"step {self.last_saved_step}"
         self.events.emit(
             WarningEvent,
             step=step,
             code="checkpoint_failed",
-            message=f"checkpoint at step {step} could not be written ({_reason(error)}); unsaved since {since}",
-            hint="training goes on and the next checkpoint is tried; free disk space or check the disk",
+            message=f"checkpoint at step {step} could not be written ({reason}){before}; unsaved since {since}",
+            hint="training goes on and the next is tried, told of when that changes; free disk space or check the disk",
         )
 
     def _put_aside(self, path: Path, prefix: str) -> None:
@@ -252,6 +276,10 @@ def _num_bytes(directory: Path) -> int:
             return sum(entry.stat(follow_symlinks=False).st_size for entry in scan)
     except OSError:
         return 0
+
+
+def _times(count: int) -> str:
+    return "one" if count == 1 else str(count)
 
 
 def _reason(error: Exception) -> str:

@@ -59,7 +59,7 @@ class StateFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state at one step, in host memory: nothing the next step changes."""
+    """A run's state at one step: nothing that is changed before it is written."""
 
     step: int
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
@@ -83,15 +83,25 @@ class HostBuffers:
         return buffer.copy_(source, non_blocking=source.is_cuda)
 
 
-def take_snapshot(parts: Mapping[str, Stateful], step: int, best_step: int | None, buffers: HostBuffers) -> Snapshot:
-    """Copy the state of all parts to the host. Raises RuntimeError or MemoryError where there is no room for it."""
+def take_snapshot(
+    parts: Mapping[str, Stateful], step: int, best_step: int | None, buffers: HostBuffers | None
+) -> Snapshot:
+    """Copy the state of all parts to the host. Raises RuntimeError or MemoryError where there is no room for it.
+
+    Without `buffers` nothing is copied: the snapshot holds only as long as nothing writes to the state.
+    """
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     entries: dict[str, PartEntry] = {}
     finite: dict[str, frozenset[str]] = {}
     for part_name, stateful in parts.items():
         part = stateful.state()
         if part.tensors:
-            tensors[part_name] = {name: buffers.copy(part_name, name, tensor) for name, tensor in part.tensors.items()}
+            tensors[part_name] = {
+                name: tensor.detach()
+                if buffers is None or (part.is_lasting and not tensor.is_cuda)
+                else buffers.copy(part_name, name, tensor)
+                for name, tensor in part.tensors.items()
+            }
         entries[part_name] = PartEntry(version=stateful.version, values=copy.deepcopy(part.values))
         finite[part_name] = part.finite
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -204,5 +214,5 @@ def load_model_tensors(directory: Path) -> LazyTensors:
 
 
 def _record(name: str, tensor: torch.Tensor) -> TensorRecord:
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8)
     return TensorRecord(name, _DTYPES[tensor.dtype], tuple(tensor.shape), memoryview(flat.numpy().data))

@@ -334,9 +334,10 @@ def sample_text(run: TrainingRun) -> str:
     return run.tokenizer.decode(list(alive(run, ids)))
 
 
-def save_checkpoint(run: TrainingRun, *, wait: bool = False) -> None:
+def save_checkpoint(run: TrainingRun, *, wait: bool = False, is_asked_for: bool = False) -> None:
     """Checkpoint this step. Call `settle` before it, so that a non-finite state is never saved."""
-    run.checkpointer.save(run.progress.step, best_step=run.progress.best_step, wait=wait)
+    best_step = run.progress.best_step
+    run.checkpointer.save(run.progress.step, best_step=best_step, wait=wait, is_asked_for=is_asked_for)
 
 
 def check_initial_loss(run: TrainingRun, loss: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from gpuworkbench.hybrid.context import HybridContext
 from gpuworkbench.hybrid.signals import StepSignals
 from gpuworkbench.hybrid.trainer import HybridTrainer
 from gpuworkbench.hybrid.weight_average import WeightAverage
+from gpuworkbench.memory.disk_copies import DiskCopies
 from gpuworkbench.training.batches import probe_sequences
 from gpuworkbench.training.telemetry import Pending
 
@@ -41,6 +42,7 @@ def add_hybrid(run: TrainingRun) -> None:
             emit=run.events.emit,
             step=lambda: progress.step,
             flush=run.telemetry.flush,
+            undo_on_disk=DiskCopies(run.paths.undo) if config.hybrid.undo_storage == "disk" else None,
         )
     )
 

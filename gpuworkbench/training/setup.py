@@ -170,6 +170,7 @@ def build_run(
             events,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
+            in_background=config.checkpoint.in_background,
             alive=lambda: heartbeat.progress(progress.step),
         ),
         index=IndexKeeper(paths.events),

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from gpuworkbench.io import Files
+from gpuworkbench.io import REAL_FILES, Files
 from gpuworkbench.parts import Part
 from gpuworkbench.runs.manifest import list_checkpoints, verify_checkpoint
 from gpuworkbench.training import checkpoint as checkpoint_module
@@ -198,6 +199,40 @@ def test_whatever_a_save_raises_is_a_warning(tmp_path: Path, monkeypatch: pytest
     assert type(error).__name__ in warning["message"]
     state.save(3)
     assert state.checkpointer.last_saved_step == 3
+    state.close()
+
+
+def test_a_disk_that_stays_full_is_told_once_and_so_is_its_end(tmp_path: Path, inline: None) -> None:
+    """Steps 3 to 5 find no room, 6 a broken disk; 7 works, and 8 after it has nothing to tell."""
+    state = saved_twice(tmp_path)
+
+    def told_at(step: int, files: Files = REAL_FILES) -> list[dict[str, Any]]:
+        before = len(state.logged("warning"))
+        state.checkpointer.files = files
+        state.train_and_save(step)
+        return state.logged("warning")[before:]
+
+    full = [told_at(step, FaultyFiles(fail_at=1, kind="write")) for step in (3, 4, 5)]
+    assert [len(each) for each in full] == [1, 0, 0]
+    (broken,) = told_at(6, FaultyFiles(fail_at=1, kind="fsync", error=errno.EIO))
+    assert "(Input/output error), as 3 before; unsaved since step 2" in broken["message"]
+    (works,) = told_at(7)
+    assert works["code"] == "checkpoint_works_again"
+    assert works["message"] == "checkpoints are written again, after 4 that failed"
+    assert told_at(8) == []
+    state.close()
+
+
+def test_a_checkpoint_that_somebody_waits_for_tells_each_failure(tmp_path: Path, inline: None) -> None:
+    state = saved_twice(tmp_path)
+    for step in (3, 4):
+        state.train(step)
+        state.checkpointer.files = FaultyFiles(fail_at=1, kind="write")
+        state.checkpointer.save(step, best_step=None, is_asked_for=True)
+    assert [(event["code"], event["step"]) for event in state.logged("warning")] == [
+        ("checkpoint_failed", 3),
+        ("checkpoint_failed", 4),
+    ]
     state.close()
 
 

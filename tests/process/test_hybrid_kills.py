@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.fixtures.tiny_run import Workspace, wait_until
 
 SETS = {
@@ -21,9 +23,11 @@ SETS = {
 }
 
 
-def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: Path) -> None:
+@pytest.mark.parametrize("undo_storage", ["memory", "disk"])
+def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: Path, undo_storage: str) -> None:
     workspace = Workspace(tmp_path)
-    arguments = [word for key, value in SETS.items() for word in ("--set", f"{key}={value}")]
+    sets = {**SETS, "hybrid.undo_storage": undo_storage}
+    arguments = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     assert workspace.train("whole", *arguments).returncode == 0
     phases = {event["step"]: event["phase"] for event in workspace.events("whole") if event["type"] == "step"}
     predicted = [step for step, phase in phases.items() if phase == "predict"]
@@ -34,6 +38,7 @@ def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: 
     workspace.kill_trainer("killed")
     process.communicate(timeout=60)
     assert process.returncode == 128 + 9
+    assert not list((workspace.runs / "killed").glob("*undo*")), "a dead trainer's file"
     result = workspace.resume("killed")
     assert result.returncode == 0, result.stderr
     assert workspace.losses("killed") == workspace.losses("whole")

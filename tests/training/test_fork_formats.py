@@ -31,6 +31,7 @@ def forked(local: LocalRuns, parent: RunPaths, changes: dict[str, Any]) -> RunPa
         (3, PACKED, {"memory.optimizer_offload": "streamed", **UNPACKED}, r"memory\.optimizer_offload"),
         (4, BF16, {"memory.optimizer_offload": "streamed"}, r"and memory\.optimizer_offload stores"),
         (5, {}, PACKED, r"memory\.weights, memory\.packed_optimizer stores"),
+        (7, {}, {"memory.weights": "bf16"}, r"and memory\.weights stores"),  # its precision is resolved, to fp32 here
         (6, {}, {"optimizer.name": "lion"}, r"and optimizer\.name stores"),
     ],
 )
@@ -64,3 +65,10 @@ def test_a_fork_within_a_format_trains_on(
     child = forked(local, local.trained(f"within-{number}", {**SMALL, **before}), changes)
     assert local.attempt(child) == 0
     assert [event["step"] for event in local.events(child, "step")] == [3]
+
+
+def test_a_resume_with_other_weights_names_them(local: LocalRuns) -> None:
+    """Nobody set memory.precision: the run's is what "auto" became."""
+    paths = local.trained("named", SMALL)
+    with pytest.raises(ConfigError, match=r"memory\.weights: 'bf16' does not go with memory\.precision = 'fp32'"):
+        local.change(paths, {"memory.weights": "bf16"})

@@ -45,3 +45,29 @@ def test_elsewhere_it_says_no(monkeypatch):
 
     monkeypatch.setattr(host_allocator.ctypes, "CDLL", missing)
     assert host_allocator.keep_freed_memory() is False
+
+
+HOST_MEMORY = """
+import resource, torch
+from gpuworkbench.memory.host_arena import host_like
+from gpuworkbench.training.host_allocator import keep_freed_memory
+
+def resident_mib():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+
+assert keep_freed_memory()
+before = resident_mib()
+held = host_like(torch.empty(1 << 24, device="meta")).fill_(1)
+assert held.shape == (1 << 24,) and held.dtype == torch.float32
+during = resident_mib()
+del held
+print(during - before, resident_mib() - before)
+"""
+
+
+def test_large_blocks_of_host_memory_go_back_although_the_heap_never_shrinks() -> None:
+    """64 MiB of it; the heap would keep them."""
+    done = subprocess.run([sys.executable, "-c", HOST_MEMORY], capture_output=True, text=True, check=True)
+    during, after = map(float, done.stdout.split())
+    assert during == pytest.approx(64, abs=4)
+    assert after < 4

@@ -52,6 +52,8 @@ CASES = {
     "selective": ({"grad_accum_steps": 2}, {"activation_checkpointing": "selective"}),
     "every other block": ({}, {"activation_checkpointing": "every_n"}),
     "packed": (SHORT, PACKED),
+    "updated in backward": ({"grad_clip_norm": 0.0}, {"optimizer_in_backward": True}),
+    "updated in backward, short": (SHORT | {"grad_clip_norm": 0.0}, {"optimizer_in_backward": True}),
 }
 
 

@@ -15,6 +15,9 @@ from gpuworkbench.plan.activation_bytes import COMPILED_SHARE, activations
 from gpuworkbench.plan.analytic import (
     CPU_PROCESS_BYTES,
     CUDA_CONTEXT_BYTES,
+    CUDA_PROCESS_BYTES,
+    HOLES_BLOCKS,
+    HOLES_SHARE,
     MOMENTS,
     PARTS,
     Estimate,
@@ -22,6 +25,7 @@ from gpuworkbench.plan.analytic import (
     estimate,
     verdict,
 )
+from gpuworkbench.plan.targets import PINNED_SHARE
 from gpuworkbench.plan.vocabulary import promised_vocab_size, with_known_vocabulary
 from gpuworkbench.units import GIB
 
@@ -74,7 +78,13 @@ def test_fp32_on_a_cpu_has_no_copies_and_no_context() -> None:
     result = known(config(train=BIG_BATCH), "cpu")
     assert result.parts["autocast copies"] == result.parts["CUDA context"] == 0
     assert result.parts["activations"] == ROWS * WIDTH * (64 * LAYERS + 8)
-    assert result.host_bytes == result.total_bytes + CPU_PROCESS_BYTES
+    holes = HOLES_BLOCKS * ROWS * VOCAB * 4
+    assert holes > HOLES_SHARE * (result.parts["activations"] + result.parts["logits"] + result.parts["gradients"])
+    checkpoint = 12 * GPT2_PADDED  # weights and moments once more, for the thread that writes them
+    expected = CPU_PROCESS_BYTES + result.total_bytes + holes + checkpoint
+    assert result.host_bytes == pytest.approx(expected, abs=2)
+    waiting = known(config(train=BIG_BATCH, checkpoint={"in_background": False}), "cpu")
+    assert result.host_bytes - waiting.host_bytes == checkpoint
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
@@ -168,7 +178,38 @@ def test_state_on_the_host_is_pinned_and_counted_there() -> None:
     assert exact.parts["optimizer state"] == 0
     assert exact.parts["staging"] == storage.staging > 0
     # with jumps: slow weights and momentum in fp32, and the copy to undo one: bf16 weights, masters and moments
-    assert known(config("rtx5080_1b_exact")).pinned_bytes == (12 + 8 + 2 + 12) * n_params
+    in_memory = known(config("rtx5080_1b_exact", hybrid={"undo_storage": "memory"}))
+    assert in_memory.pinned_bytes == (12 + 8 + 2 + 12) * n_params
+
+
+def test_undo_copies_on_disk_are_the_disks() -> None:
+    """bf16 weights, fp32 masters and moments: 14 bytes a parameter less of pinned memory, and as many more of disk."""
+    in_memory = known(config("rtx5080_1b_exact", hybrid={"undo_storage": "memory"}))
+    on_disk = known(config("rtx5080_1b_exact", hybrid={"undo_storage": "disk"}))
+    undo = 14 * storage_bytes(config("rtx5080_1b_exact")).weights // 2
+    assert in_memory.pinned_bytes - on_disk.pinned_bytes == in_memory.host_bytes - on_disk.host_bytes == undo
+    assert on_disk.disk_bytes - in_memory.disk_bytes == on_disk.undo_disk_bytes == undo
+    assert in_memory.undo_disk_bytes == 0
+    assert (on_disk.parts, on_disk.moments) == (in_memory.parts, in_memory.moments)
+
+
+@pytest.mark.parametrize("preset", ["rtx5080_1b_exact", "rtx4060ti_1b"])
+def test_exact_presets_fit_a_host_of_32_gb(preset: str) -> None:
+    """With the hybrid trainer on. 31 GiB are what such a host has, 80 % of them can be pinned."""
+    made = known(config(preset, hybrid={"enabled": True}))
+    assert made.host_bytes < 0.8 * 31 * GIB
+    assert made.pinned_bytes < PINNED_SHARE * 31 * GIB
+
+
+def test_a_copy_of_undo_copies_is_only_made_of_a_cards() -> None:
+    """From 8 bytes of fp32 state a parameter, and 12 of undo copies: the host copies those of a card."""
+    on_card = known(config("quickstart", hybrid={"enabled": True}))
+    on_host = known(config("quickstart", hybrid={"enabled": True}), "cpu")
+    n_params = on_host.parts["weights"] // 4
+    assert on_card.host_bytes - CUDA_PROCESS_BYTES == (12 + 8 + 12) * n_params
+    beside = on_host.host_bytes - on_host.total_bytes - CPU_PROCESS_BYTES
+    holes = HOLES_BLOCKS * 8 * 128 * 4096 * 4  # of one micro-batch's logits each
+    assert beside == (12 + 8) * n_params + holes
 
 
 def test_a_predictors_state_lies_where_it_is_told_to() -> None:
@@ -181,7 +222,8 @@ def test_a_predictors_state_lies_where_it_is_told_to() -> None:
     # outer_nesterov: slow weights and momentum in fp32; undo: weights, residual and moments
     undo = storage.weights + storage.residual + storage.optimizer_state
     assert host.pinned_bytes == 8 * n_params + undo
-    assert device.total_bytes - off.total_bytes == device.parts["predictor, undo"] == 8 * n_params
+    # the undo copy too: the true steps that judge a jump run beside it
+    assert device.total_bytes - off.total_bytes == device.parts["predictor, undo"] == 8 * n_params + undo
     assert off.predict_bytes is None
     assert host.predict_bytes is not None
     assert host.predict_bytes < host.total_bytes

@@ -1,0 +1,78 @@
+"""Copies of tensors in a file that has no name: read back through a mapping, gone with the last tensor.
+
+The file is unlinked as soon as it is mapped, so that whatever ends the process, SIGKILL too, ends the file. It is
+written with write(2), not through the mapping: a full disk is then an OSError, not a SIGBUS at some later store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpuworkbench.io.atomic import temporary_path
+from gpuworkbench.io.files import REAL_FILES, Files, write_all
+
+ALIGNMENT = 64  # bytes; every tensor begins at a multiple of it
+
+
+class DiskCopies:
+    """Makes such files beside `path`, under a temporary name that the run's next trainer would remove."""
+
+    def __init__(self, path: Path, files: Files = REAL_FILES) -> None:
+        self.path = path
+        self.files = files
+
+    def copy(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors' values now, on the host, as long as they are held; not to be written to. Raises OSError.
+
+        `live` may be lazy: each tensor is asked for once.
+        """
+        if not live:
+            return {}
+        temporary = temporary_path(self.path)
+        try:
+            places = self._write(temporary, live)
+            num_bytes = sum(aligned(place.num_bytes) for place in places)
+            # numpy's mapping: torch would count the file among its tensors' bytes
+            memory = torch.from_numpy(np.memmap(temporary, np.uint8, "r+", shape=(num_bytes,)))
+        finally:
+            if os.path.lexists(temporary):
+                self.files.unlink(temporary)
+        copies, start = {}, 0
+        for place in places:
+            copies[place.name] = memory[start : start + place.num_bytes].view(place.dtype).view(place.shape)
+            start += aligned(place.num_bytes)
+        return copies
+
+    def _write(self, path: Path, live: Mapping[str, Tensor]) -> list[_Place]:
+        places = []
+        fd = self.files.open_write(path)
+        try:
+            for name, tensor in live.items():
+                data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+                write_all(self.files, fd, data.numpy().data)
+                write_all(self.files, fd, bytes(aligned(data.numel()) - data.numel()))
+                places.append(_Place(name, tensor.dtype, tensor.shape, data.numel()))
+        except BaseException:
+            os.close(fd)
+            raise
+        self.files.close(fd)
+        return places
+
+
+class _Place(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    num_bytes: int
+
+
+def aligned(num_bytes: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
