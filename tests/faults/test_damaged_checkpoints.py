@@ -336,7 +336,7 @@ def test_a_real_trainer_with_a_file_size_limit_goes_on_and_resumes_later(
     assert process.returncode == 1, process.stderr
     assert local.losses(paths) == local.losses(whole_constant), "it trained to its end"
     warnings = [event for event in local.events(paths, "warning") if event["code"] == "checkpoint_failed"]
-    assert {21, 28, 35, 40} <= {event["step"] for event in warnings}
+    assert [event["step"] for event in warnings] == [21], "told once: those of 28, 35 and 40 failed for the same reason"
     assert all("File too large" in event["message"] for event in warnings)
     assert all("unsaved since step 14" in event["message"] for event in warnings)
     last = local.events(paths)[-1]
