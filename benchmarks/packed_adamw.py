@@ -56,7 +56,15 @@ ARMS: dict[str, dict[str, Any]] = {
 def torchao_adamw(run: TrainingRun) -> torch.optim.Optimizer:
     from torchao.optim import AdamW8bit  # heavy, and an extra
 
-    return AdamW8bit(run.optimizer.param_groups, bf16_stochastic_round=run.config.memory.weights == "bf16")
+    optimizer = AdamW8bit(run.optimizer.param_groups, bf16_stochastic_round=run.config.memory.weights == "bf16")
+    optimizer.register_step_pre_hook(rates_as_tensors)
+    return optimizer
+
+
+def rates_as_tensors(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """The schedule sets floats, and torchao compiles its step for tensors."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"])
 
 
 def bitsandbytes_adamw(run: TrainingRun) -> torch.optim.Optimizer:
