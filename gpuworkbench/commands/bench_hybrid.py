@@ -185,8 +185,12 @@ def builtin_arms(*, is_tuned: bool) -> dict[str, Arm]:
 def chosen_arms(names: Sequence[str] | None, own: Sequence[str], *, is_tuned: bool) -> tuple[Arm, ...]:
     """The baseline first, then the arms that were asked for (default: all), then a person's own. Raises UsageError."""
     builtin = builtin_arms(is_tuned=is_tuned)
-    for name in names or ():
+    for number, name in enumerate(names or ()):
+        if name == PRESET and not is_tuned:
+            raise UsageError(f"--arms {PRESET}: with --untuned the preset is the baseline", "leave it out")
         registry.lookup(builtin, name, "--arms")
+        if name in (names or ())[:number]:
+            raise UsageError(f"--arms names {name} twice", "name each arm once")
     arms = {BASELINE: builtin[BASELINE]} | {name: builtin[name] for name in names or builtin}
     for text in own:
         arm = own_arm(text, builtin)

@@ -202,7 +202,7 @@ class HybridTrainer:
         if move.to == PREDICT:
             self.candidates.chosen.predictions += 1
             if not self.undo.is_made(step, self.context.emit):  # before a strategy takes the optimizer's state away
-                move = self._refused()
+                move = self._refused(NOT_UNDOABLE)
         if move.to == FULL:
             self.watch = None
             self.undo.drop()
@@ -210,20 +210,24 @@ class HybridTrainer:
         self.context.phases.change(step, move.to, move.reason, move.planned_steps)
         self._observe_weights()
 
-    def _refused(self) -> Move:
-        """The move where a jump could not be undone; a prediction without one was none."""
+    def _refused(self, reason: str) -> Move:
+        """The move where a jump cannot be made; a prediction without one was none."""
         if not self.controller.has_jumped():
             self.candidates.chosen.predictions -= 1
-        return self.controller.refused(NOT_UNDOABLE)
+        return self.controller.refused(reason)
 
     def _observe_weights(self) -> None:
         if self.controller.phase != WARMUP:
             self.selection.observe(self.controller, self.context.step(), self.context.max_steps)
 
     def _jump(self, jump: Jump) -> None:
-        """Make the jump, keep or undo it, and tell; none where it could not be undone."""
-        if not self.undo.is_made(self.context.step(), self.context.emit):
-            self._enter(self._refused())
+        """Make the jump, keep or undo it, and tell; none where the predictor had to forget what it saw, or where it
+        could not be undone."""
+        reason = self.candidates.chosen.predictor.ready()
+        if not reason and not self.undo.is_made(self.context.step(), self.context.emit):
+            reason = NOT_UNDOABLE
+        if reason:
+            self._enter(self._refused(reason))
             return
         confidence = self.selection.confidence()
         limit = self.trend.limit(self.config.divergence_threshold)

@@ -103,11 +103,11 @@ def speedup(
 
 def verdict(found: Speedup) -> str:
     """In words. A benefit needs the whole interval above 1, and L* reached by every seed within its budgets."""
-    if found.interval.high < 1.0:
-        return "slower"
-    if found.n_at_most or found.interval.low <= 1.0:
+    is_slower = found.interval.high < 1.0
+    if not is_slower and (found.n_at_most or found.interval.low <= 1.0):
         return NO_BENEFIT
-    return "faster" if len(found.ratios) >= MIN_CLAIM_SEEDS else f"faster, on fewer than {MIN_CLAIM_SEEDS} seeds"
+    few = "" if len(found.ratios) >= MIN_CLAIM_SEEDS else f", on fewer than {MIN_CLAIM_SEEDS} seeds"
+    return f"{'slower' if is_slower else 'faster'}{few}"
 
 
 def curve(trials: Iterable[Trial], seed: int, measure: Measure) -> list[Point]:

@@ -202,6 +202,22 @@ def test_the_second_jump_repeats_the_true_step_between_the_two() -> None:
     torch.testing.assert_close(moved, second["horizon_steps"] * (stepped - jumped), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("predictor", ["line_jump", "subspace", "ema_trend"])
+def test_what_had_to_forget_within_a_prediction_makes_no_more_jumps_of_it(predictor: str) -> None:
+    training = on_the_quadratic(predictor, exploration=9, correction_interval=2, max_predict_steps=4, full_steps=30)
+    while not training.of_type("prediction"):
+        training.train(1)
+    assert training.of_type("prediction")[0]["accepted"]
+    assert training.phases.current == "predict"
+    training.trainer.candidates.forget()
+    training.train(1)
+    assert training.trainer.before_step() is None
+    assert training.phases.current == "correct"
+    assert len(training.of_type("prediction")) == 1
+    training.train(60)
+    assert len(training.of_type("prediction")) > 1, "it begins anew"
+
+
 def test_a_micro_correction_that_diverges_rolls_back() -> None:
     training = on_the_quadratic("line_jump", exploration=1)
     training.train(12)

@@ -213,6 +213,14 @@ def test_an_arms_keys_come_last_and_odd_ones_are_refused() -> None:
         arm_config(CONFIG, Arm(name="c", what="", sets={"hybrid.outer_lr": 99}), work)
 
 
+def test_arms_that_are_named_twice_or_are_the_baseline_are_refused() -> None:
+    with pytest.raises(UsageError, match="names null twice"):
+        chosen_arms(["null", "null"], [], is_tuned=True)
+    with pytest.raises(UsageError, match="the preset is the baseline"):
+        chosen_arms(["preset"], [], is_tuned=False)
+    assert [arm.name for arm in chosen_arms(["preset"], [], is_tuned=True)] == ["baseline", "preset"]
+
+
 def test_an_arm_is_its_predictor_alone_unless_it_says_otherwise() -> None:
     """A preset's bandit would switch the controls off."""
     hybrid = msgspec.structs.replace(CONFIG.hybrid, bandit=True, bandit_predictors="null")
