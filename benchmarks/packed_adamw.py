@@ -41,6 +41,7 @@ MODEL = {
     "schedule.min_lr_fraction": 0.1,
     "schedule.warmdown_steps": 0,
     "optimizer.lr": 3e-3,
+    "hybrid.enabled": False,  # a jump that one arm keeps and another undoes would be a difference of its own
 }
 BF16 = {"memory.weights": "bf16"}
 ARMS: dict[str, dict[str, Any]] = {
