@@ -72,7 +72,10 @@ def test_what_does_not_fit_is_printed_too_and_exits_4(capsys: pytest.CaptureFixt
     assert best["flags"] == " ".join(f"--set {text}" for text in best["sets"])
 
 
-@pytest.mark.parametrize(("gib", "preset"), [(16, "rtx4090_gpt2_small"), (8, "rtx5080_1b"), (12, "rtx5080_gpt2_xl")])
+@pytest.mark.parametrize(
+    ("gib", "preset"),
+    [(16, "rtx4090_gpt2_small"), (8, "rtx5080_1b"), (12, "rtx5080_gpt2_xl"), (4, "rtx5080_gpt2_small_hybrid")],
+)
 def test_every_other_way_is_what_its_flags_make(gib: int, preset: str) -> None:
     """Planned anew with the flags: the same bytes, the tokens of a step kept, the promised step time."""
     config = configure(load_preset(preset))
@@ -98,6 +101,37 @@ def test_other_ways_are_ranked_and_none_has_a_change_to_spare() -> None:
     assert verdicts == sorted(verdicts, key=[Verdict.FITS, Verdict.TIGHT].index)
     for way in ways:
         assert not any(set(other.sets) < set(way.sets) for other in ways)
+
+
+def test_what_a_prediction_keeps_may_lie_elsewhere() -> None:
+    ways = alternatives(configure(load_preset("rtx5080_gpt2_small_hybrid")), Target("cuda", "a card", 4 * GIB))
+    found = {way.sets: way for way in ways}
+    for sets in (("hybrid.state_device=host",), ("hybrid.undo_storage=disk",)):
+        assert found[sets].verdict is Verdict.FITS
+        assert found[sets].slowdown == 1.0
+    off = configure(load_preset("rtx5080_gpt2_small_hybrid"), sets=[parse_set("hybrid.enabled=false")])
+    assert not any("hybrid." in text for way in alternatives(off, Target("cuda", "a card", GIB)) for text in way.sets)
+
+
+SPARING = ("hybrid.undo_storage=disk", "checkpoint.in_background=false")
+
+
+def test_a_way_that_needs_much_of_an_unknown_host_spares_it() -> None:
+    best = alternatives(configure(load_preset("rtx5080_1b")), Target("cuda", "a card", 8 * GIB))[0]
+    assert best.sets[-2:] == SPARING
+    assert best.host_bytes < 22 * GIB
+
+
+def test_a_way_spares_a_host_that_is_short_and_no_other() -> None:
+    config = configure(load_preset("rtx5080_1b"))
+    roomy = Target("cuda", "a card", 8 * GIB, host_bytes=128 * GIB, pinned_bytes=100 * GIB, disk_bytes=10**12)
+    assert not any(text in SPARING for way in alternatives(config, roomy) for text in way.sets)
+    ways = alternatives(config, roomy._replace(host_bytes=31 * GIB, pinned_bytes=24 * GIB))
+    assert ways[0].sets[-2:] == SPARING
+    assert ways[0].verdict is Verdict.FITS
+    # Only the host is short: what it is spared by is enough.
+    short = roomy._replace(limit_bytes=16 * GIB, host_bytes=24 * GIB)
+    assert ("hybrid.undo_storage=disk",) in [way.sets for way in alternatives(config, short)]
 
 
 def test_where_nothing_fits_the_smallest_are_told_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
