@@ -20,13 +20,14 @@ from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.host import Host
 from gpuworkbench.headless.plan_lines import plan_lines
 from gpuworkbench.plan.analytic import PARTS, Verdict, estimate
-from gpuworkbench.plan.calibration import Record, calibration_path
+from gpuworkbench.plan.calibration import Calibration, Record, calibration_path
 from gpuworkbench.plan.fit_me import alternatives, candidates
 from gpuworkbench.plan.judge import judge, shortages
 from gpuworkbench.plan.report import make_plan
 from gpuworkbench.plan.step_cost import step_cost
 from gpuworkbench.plan.targets import Target, here, parse_card, sold_gib, target_of
-from gpuworkbench.units import GIB
+from gpuworkbench.plan.vocabulary import with_known_vocabulary
+from gpuworkbench.units import GIB, format_bytes
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 
@@ -101,6 +102,26 @@ def test_other_ways_are_ranked_and_none_has_a_change_to_spare() -> None:
     assert verdicts == sorted(verdicts, key=[Verdict.FITS, Verdict.TIGHT].index)
     for way in ways:
         assert not any(set(other.sets) < set(way.sets) for other in ways)
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("quickstart", "cpu"), ("rtx5080_1b", "cuda")])
+@pytest.mark.parametrize("factor", [None, 1.0, 1.2, 0.8])
+def test_a_predicted_jump_is_compared_with_what_the_total_counts(preset: str, kind: str, factor: float | None) -> None:
+    """On a CPU the process is in both, and what finished runs correct is corrected in both."""
+    config = with_known_vocabulary(configure(load_preset(preset)))
+    assert config is not None
+    predicted = estimate(config, kind=kind)
+    assert predicted is not None
+    assert predicted.predict_bytes is not None
+    learnt = None if factor is None else Calibration(factor=factor, n_runs=3, is_same_storage=True)
+    made = make_plan(config, Target(kind, "a device", 64 * GIB), predicted, calibration=learnt)
+    (line,) = [each for each in plan_lines(made, 80) if each.startswith("while a jump is predicted")]
+    context = predicted.parts["CUDA context"]
+    beside = -context if kind == "cuda" else predicted.host_bytes - predicted.total_bytes
+    counted = round((predicted.predict_bytes + beside) * (factor or 1)) + (context if kind == "cuda" else 0)
+    less = 1 - counted / made.needed_bytes
+    assert line == f"while a jump is predicted: {format_bytes(counted)} ({less:.0%} less)"
+    assert made.needed_bytes > counted
 
 
 def test_what_a_prediction_keeps_may_lie_elsewhere() -> None:
