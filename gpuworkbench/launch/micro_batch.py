@@ -48,7 +48,11 @@ def largest_micro_batch(
     if known is not None:
         return known
     if target.kind == "cuda" and target.card is None:
-        raise DoesNotFitError("a search needs the card, and it is not here", "leave out --card, or use --card this")
+        raise DoesNotFitError(
+            "a search needs the card, and it is not here",
+            "search where it is, without --card SIZE; here it works with --cpu-twin, for a preset's stand-in "
+            "(--within only lowers the limit of a device that is here)",
+        )
     limit = within_bytes or target.limit_bytes
     if limit is None:
         raise DoesNotFitError("how much memory the device has is not known", "give one with --within")

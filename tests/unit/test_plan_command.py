@@ -295,6 +295,45 @@ def test_requests_that_mean_nothing_are_one_line(words: list[str], capsys: pytes
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--largest-micro-batch"], "here it works with --cpu-twin"),
+        (["--largest-micro-batch", "--within", "8GiB"], "here it works with --cpu-twin"),
+        (["--tier", "probe"], "here use --tier trace, or --cpu-twin"),
+    ],
+)
+def test_what_needs_a_card_that_is_not_here_says_what_can_be_done(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--preset", "rtx5080_1b", *words]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert "--card this" not in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "said"),
+    [
+        ("--card", "10MiB", "is less than any run is planned for; give 64MiB to 1024TiB, or this"),
+        ("--card", "2000TiB", "is more than any run is planned for; give 64MiB to 1024TiB, or this"),
+        ("--card", "16", "is no memory's size; give one with its unit, such as 16GiB, or this"),
+        ("--within", "0", "is no memory's size; give one with its unit, such as 16GiB\n"),
+        ("--within", "10MiB", "give 64MiB to 1024TiB\n"),
+        ("--within", "this", "is no memory's size; give one with its unit, such as 16GiB\n"),
+    ],
+)
+def test_a_size_is_refused_by_what_is_wrong_with_it(
+    flag: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["--largest-micro-batch"] if flag == "--within" else []
+    assert cli.main(["plan", "--preset", "quickstart", *search, flag, text]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpuworkbench: {flag} '{text}' ")
+    assert said in error
+
+
 def test_tokens_cost_a_range_and_say_where_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     _, answer = plan(capsys, "--preset", "rtx5080_1b", "--card", "16GiB", "--tokens", "1000000000")
     cost = answer["cost"]
