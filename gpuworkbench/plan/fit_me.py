@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from gpuworkbench.config.applicable import EVERY_KEY
 from gpuworkbench.config.diff import differences
+from gpuworkbench.config.memory_rules import without_idle_distance
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.validate import problems
 from gpuworkbench.plan.analytic import Estimate, Verdict, estimate
@@ -114,6 +116,7 @@ def candidates(config: RunConfig, kind: str) -> Iterator[RunConfig]:
             memory=type(config.memory)(**merged),
             hybrid=msgspec.structs.replace(config.hybrid, **place),
         )
+        made = without_idle_distance(made)
         if not any(True for _ in problems(made)):
             yield made
 
@@ -169,7 +172,10 @@ def micro_batches(config: RunConfig) -> list[dict[str, int]]:
 
 def flags(config: RunConfig, candidate: RunConfig) -> tuple[str, ...]:
     """The keys that make `candidate` of `config`, as `--set` takes them."""
-    return tuple(f"{each.key}={_text(each.new)}" for each in differences(config, candidate))
+    # What has no use for a distance of recomputed blocks takes it away by itself.
+    idle = {EVERY_KEY} if candidate.memory.activation_checkpointing != "every_n" else set[str]()
+    changed = [each for each in differences(config, candidate) if each.key not in idle]
+    return tuple(f"{each.key}={_text(each.new)}" for each in changed)
 
 
 def _text(value: Any) -> str:

@@ -134,6 +134,20 @@ def test_what_a_prediction_keeps_may_lie_elsewhere() -> None:
     assert not any("hybrid." in text for way in alternatives(off, Target("cuda", "a card", GIB)) for text in way.sets)
 
 
+def test_another_way_of_checkpointing_leaves_the_distance_out() -> None:
+    sets = ["memory.activation_checkpointing=every_n", "memory.activation_checkpointing_every=4"]
+    config = configure(load_preset("rtx5080_1b"), sets=[parse_set(text) for text in sets])
+    ways = alternatives(config, Target("cuda", "a card", 8 * GIB))
+    recomputing = [way for way in ways if "memory.activation_checkpointing=all" in way.sets]
+    assert recomputing
+    for way in recomputing:
+        assert not any("checkpointing_every" in text for text in way.sets)
+        again = configure(load_preset("rtx5080_1b"), sets=[parse_set(text) for text in (*sets[:1], *way.sets)])
+        predicted = estimate(again, kind="cuda")
+        assert predicted is not None
+        assert predicted.total_bytes == way.total_bytes
+
+
 SPARING = ("hybrid.undo_storage=disk", "checkpoint.in_background=false")
 
 
