@@ -48,10 +48,10 @@ def largest_micro_batch(
     if known is not None:
         return known
     if target.kind == "cuda" and target.card is None:
+        only = " (--within is for a device that is here)" if within_bytes is not None else ""
         raise DoesNotFitError(
-            "a search needs the card, and it is not here",
-            "search where it is, without --card SIZE; here it works with --cpu-twin, for a preset's stand-in "
-            "(--within only lowers the limit of a device that is here)",
+            f"a search needs the card, and it is not here{only}",
+            "search where it is, without --card SIZE; here it works with --cpu-twin, for a preset's stand-in",
         )
     limit = within_bytes or target.limit_bytes
     if limit is None:

@@ -313,7 +313,7 @@ def test_requests_that_mean_nothing_are_one_line(words: list[str], capsys: pytes
     ("words", "said"),
     [
         (["--largest-micro-batch"], "here it works with --cpu-twin"),
-        (["--largest-micro-batch", "--within", "8GiB"], "here it works with --cpu-twin"),
+        (["--largest-micro-batch", "--within", "8GiB"], "(--within is for a device that is here); search where it is"),
         (["--tier", "probe"], "here use --tier trace, or --cpu-twin"),
     ],
 )
