@@ -25,7 +25,7 @@ from gpuworkbench.plan.calibration import Calibration, calibrate, read_records
 from gpuworkbench.plan.fit_me import Alternative
 from gpuworkbench.plan.micro_batch import micro_batch_path, read_micro_batch
 from gpuworkbench.plan.report import Plan, as_json, make_plan
-from gpuworkbench.plan.targets import Target, parse_card, target_of
+from gpuworkbench.plan.targets import Target, parse_size, target_of
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.runs.paths import runs_dir
 from gpuworkbench.runs.store import resolve_run
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(config: RunConfig, target: Target, arguments: argparse.Namespace) -> int:
     """Print the largest micro-batch that fits, searched for or remembered. Raises UsageError, DoesNotFitError."""
-    within = None if arguments.within is None else parse_card(arguments.within, "--within")
+    within = None if arguments.within is None else parse_size(arguments.within, "--within")
     is_known = read_micro_batch(config, target, within) is not None
     found = largest_micro_batch(config, target, say, within_bytes=within)
     path = micro_batch_path(config, target, within)

@@ -1,7 +1,8 @@
 """Keys that only some choices of their section's `name` have: beta2 means something to AdamW and nothing to SGD.
 
 A key that would have no effect is refused. Where an override chooses another name, what the file says for the old one
-goes away with it: `--set optimizer.name=sgd` works on a preset that sets beta2.
+goes away with it: `--set optimizer.name=sgd` works on a preset that sets beta2. So does the distance of recomputed
+blocks where another way of activation checkpointing than every_n is chosen.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from gpuworkbench import registry
 from gpuworkbench.config.optimizers import spec_of
 
+MODE_KEY, EVERY_KEY = "memory.activation_checkpointing", "memory.activation_checkpointing_every"
 DEFAULT_NAMES = {"optimizer": "adamw", "schedule": "cosine"}
 _SCHEDULE_KEYS = {"power": frozenset({"polynomial"}), "warmdown_shape": frozenset({"warmup_stable_decay"})}
 
@@ -44,4 +46,9 @@ def drop_strays(table: Mapping[str, Any], chosen: Collection[str]) -> dict[str, 
         if f"{section}.name" in chosen and isinstance(values, Mapping) and isinstance(values.get("name"), str):
             gone = {key for key in strays(section, values) if f"{section}.{key}" not in chosen}
             result[section] = {key: value for key, value in values.items() if key not in gone}
+    memory = result.get("memory")
+    if MODE_KEY in chosen and EVERY_KEY not in chosen and isinstance(memory, Mapping):
+        mode, every = MODE_KEY.partition(".")[2], EVERY_KEY.partition(".")[2]
+        if memory.get(mode) != "every_n":
+            result["memory"] = {key: value for key, value in memory.items() if key != every}
     return result

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from gpuworkbench import registry
 from gpuworkbench.config.hybrid_section import HybridConfig
+from gpuworkbench.config.memory_section import EVERY_DEFAULT
 from gpuworkbench.config.predictors import predictor_names, spec_of
 from gpuworkbench.config.schema import RunConfig
 
@@ -23,11 +26,33 @@ class Rule(NamedTuple):
 
 def memory_problems(config: RunConfig) -> Iterator[Rule]:
     """Every combination that cannot work."""
+    yield from _checkpointing(config)
     yield from _bf16_products(config)
     yield from _small_formats(config)
     yield from _streamed(config)
     yield from _predict_aware(config)
     yield from _in_backward(config)
+
+
+def _checkpointing(config: RunConfig) -> Iterator[Rule]:
+    memory = config.memory
+    key, every = "memory.activation_checkpointing_every", memory.activation_checkpointing_every
+    if every == EVERY_DEFAULT:
+        return
+    if memory.activation_checkpointing != "every_n":
+        what = f"has no effect with memory.activation_checkpointing = {memory.activation_checkpointing!r}"
+        yield Rule(key, what, "set that to 'every_n', or leave it out")
+    elif every > config.model.n_layer and not config.has_open_sizes and not config.is_cpu_twin:
+        what = f"{every} is more than the model's {config.model.n_layer} blocks, of which only the first is recomputed"
+        yield Rule(key, what, f"set it to {config.model.n_layer} or less")
+
+
+def without_idle_distance(config: RunConfig) -> RunConfig:
+    """`config` with no distance of recomputed blocks where its activation checkpointing has no use for one."""
+    if config.memory.activation_checkpointing == "every_n":
+        return config
+    memory = msgspec.structs.replace(config.memory, activation_checkpointing_every=EVERY_DEFAULT)
+    return msgspec.structs.replace(config, memory=memory)
 
 
 def _bf16_products(config: RunConfig) -> Iterator[Rule]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from gpuworkbench.config.fields import MAX_COUNT, Section, doc
 
+EVERY_DEFAULT = 2  # blocks for each that is recomputed
 PhasePrecision = (
     Annotated[Literal["auto", "fp32", "bf16", "fp16"], doc("memory.precision in this phase alone (default: the same)")]
     | None
@@ -35,7 +36,7 @@ class MemoryConfig(Section, frozen=True, kw_only=True):
     ] = "none"
     activation_checkpointing_every: Annotated[
         int, doc("every_n: one block in this many is recomputed", ge=1, le=10_000)
-    ] = 2
+    ] = EVERY_DEFAULT
     activation_offload: Annotated[bool, doc("keep what backward needs of each block in host memory meanwhile")] = False
     weights: Annotated[
         Literal["fp32", "bf16"], doc("type the weights are stored in on the device; gradients have the same type")

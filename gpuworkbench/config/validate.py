@@ -16,6 +16,8 @@ from gpuworkbench.config.predictors import predictor_names
 from gpuworkbench.config.schema import RunConfig, ScheduleConfig
 
 NAMED_TOKENIZER = re.compile(r"^(byte|bpe-[1-9]\d{2,5}|[A-Za-z0-9_./-]+)$")
+MAX_EVAL_FIX = 64  # sequences of a validation's batch, where one is suggested
+MAX_MORE_TOKENS = 16  # times what was asked for, where more are suggested
 
 
 class Problem(NamedTuple):
@@ -90,14 +92,24 @@ def _lengths(config: RunConfig) -> Iterator[Problem]:
         yield Problem("train.max_steps", "is missing, and so is train.max_epochs", "set one of them, or use --steps N")
     batch_tokens = config.eval_micro_batch_size * config.train_seq_len
     if config.eval.interval_steps and config.eval.tokens % batch_tokens and not config.has_open_sizes:
-        below = config.eval.tokens // batch_tokens * batch_tokens
-        choices = [n for n in (below, below + batch_tokens) if n]
         yield Problem(
             "eval.tokens",
             f"{config.eval.tokens} does not divide by batch x seq_len = "
             f"{config.eval_micro_batch_size} x {config.train_seq_len} = {batch_tokens}",
-            f"set eval.tokens to {' or '.join(map(str, choices))}",
+            eval_fix(config.eval.tokens, config.eval_micro_batch_size, config.train_seq_len),
         )
+
+
+def eval_fix(tokens: int, sequences: int, seq_len: int) -> str:
+    """What makes `tokens` of a validation whole batches of `sequences` x `seq_len`: a smaller batch where one is more
+    than all of them, else the numbers of tokens next to it."""
+    batch_tokens = sequences * seq_len
+    below = tokens // batch_tokens * batch_tokens
+    if not below and tokens % seq_len == 0:
+        smaller = next(n for n in range(min(sequences, MAX_EVAL_FIX), 0, -1) if tokens // seq_len % n == 0)
+        more = f", or eval.tokens to {batch_tokens}" if batch_tokens <= MAX_MORE_TOKENS * tokens else ""
+        return f"set eval.micro_batch_size to {smaller}{more}"
+    return f"set eval.tokens to {' or '.join(str(n) for n in (below, below + batch_tokens) if n)}"
 
 
 def _hybrid(config: RunConfig) -> Iterator[Problem]:

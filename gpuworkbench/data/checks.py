@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.validate import eval_fix
 from gpuworkbench.data.prepared import PreparedData
 from gpuworkbench.data.split import Split
 from gpuworkbench.data.tokenization.ids_tokenizer import NAME as IDS
@@ -91,11 +92,9 @@ def check_eval_tokens(config: RunConfig, n_val_tokens: int) -> tuple[int, str | 
     size, seq_len = config.eval_micro_batch_size, config.train_seq_len
     per_batch, wanted = size * seq_len, config.eval.tokens
     if wanted % per_batch:
-        below, above = wanted // per_batch * per_batch, -(-wanted // per_batch) * per_batch
-        choices = f"{below} or {above}" if below else str(above)
         raise ConfigError(
             f"eval.tokens = {wanted} is not a multiple of {size} sequences x {seq_len} tokens = {per_batch}",
-            f"set eval.tokens to {choices}",
+            eval_fix(wanted, size, seq_len),
         )
     held = max(n_val_tokens - 1, 0) // per_batch  # the last target needs one token more
     if held == 0:

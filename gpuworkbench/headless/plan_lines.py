@@ -69,8 +69,11 @@ def _beside(plan: Plan) -> Iterator[str]:
     predicted = plan.estimate
     yield f"at its highest {MOMENTS.get(predicted.moment, predicted.moment)}"
     if predicted.predict_bytes is not None:
-        less = 1 - predicted.predict_bytes / max(predicted.total_bytes, 1)
-        yield f"while a jump is predicted: {format_bytes(predicted.predict_bytes)} ({less:.0%} less)"
+        process = 0 if plan.target.kind == "cuda" else predicted.host_bytes - predicted.total_bytes
+        there = predicted.predict_bytes + process  # what the total above counts
+        less = 1 - there / max(plan.needed_bytes, 1)
+        change = f"{abs(less):.0%} {'less' if less >= 0 else 'more'}"
+        yield f"while a jump is predicted: {format_bytes(there)} ({change})"
     pinned = f", {format_bytes(predicted.pinned_bytes)} of it pinned" if predicted.pinned_bytes else ""
     saved = predicted.disk_bytes - predicted.undo_disk_bytes
     undo = f", undo {format_bytes(predicted.undo_disk_bytes)} on disk" if predicted.undo_disk_bytes else ""

@@ -103,10 +103,12 @@ def fork(
 
 
 def _other_format(changed: Iterable[str]) -> ConfigError:
-    keys = ", ".join(key for key in changed if key in _FORMAT_KEYS)
+    found = [key for key in changed if key in _FORMAT_KEYS]
+    keys = " and ".join(filter(None, [", ".join(found[:-1]), *found[-1:]]))
+    store, them = ("stores", "it") if len(found) == 1 else ("store", "them")
     return ConfigError(
-        f"a fork reads its checkpoint's weights and optimizer state as they are stored, and {keys} stores others",
-        "leave it out, or export the run and start a new one with train.init_from",
+        f"a fork reads its checkpoint's weights and optimizer state as they are stored, and {keys} {store} others",
+        f"leave {them} out, or export the run and start a new one with train.init_from",
     )
 
 

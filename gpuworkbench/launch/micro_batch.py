@@ -48,7 +48,11 @@ def largest_micro_batch(
     if known is not None:
         return known
     if target.kind == "cuda" and target.card is None:
-        raise DoesNotFitError("a search needs the card, and it is not here", "leave out --card, or use --card this")
+        only = " (--within is for a device that is here)" if within_bytes is not None else ""
+        raise DoesNotFitError(
+            f"a search needs the card, and it is not here{only}",
+            "search where it is, without --card SIZE; here it works with --cpu-twin, for a preset's stand-in",
+        )
     limit = within_bytes or target.limit_bytes
     if limit is None:
         raise DoesNotFitError("how much memory the device has is not known", "give one with --within")

@@ -53,7 +53,10 @@ def probed(config: RunConfig, predicted: Estimate, target: Target, say: Callable
     Raises DoesNotFitError where they ran out of memory, WorkbenchError where they failed, or no such card is here.
     """
     if target.kind == "cuda" and target.card is None:
-        raise DoesNotFitError("a probe needs the card, and it is not here", "use --tier trace, or --card this")
+        raise DoesNotFitError(
+            "a probe needs the card, and it is not here",
+            "probe where it is, without --card SIZE; here use --tier trace, or --cpu-twin for a preset's stand-in",
+        )
     key = probe_key(config, target)
     known = read_probe(key)
     if known is None:

@@ -27,6 +27,8 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_LINE_BYTES = 4096
 USED_RUNS = 20  # the newest that count
 FACTOR_LIMITS = (0.7, 1.5)  # beyond, something else than the formulas was wrong
+MAX_BYTES = 2**50  # no device has more
+SANE_FLOPS = (1e6, 1e17)  # a second: below and above what any device does
 MIN_READINGS = 3  # of its rate; a run that ended sooner says nothing
 
 
@@ -88,9 +90,15 @@ def read_records(path: Path | None = None) -> list[Record]:
     for line in _lines(path or calibration_path())[-MAX_LINES:]:
         with contextlib.suppress(ValueError, RecursionError):
             record = msgspec.json.decode(line, type=Record)
-            if record.v == VERSION and record.predicted_bytes > 0 and record.measured_bytes > 0:
+            if record.v == VERSION and _can_be(record):
                 found.append(record)
     return found
+
+
+def _can_be(record: Record) -> bool:
+    """Whether a run may have said this."""
+    has_rate = record.flops_per_s is None or SANE_FLOPS[0] <= record.flops_per_s <= SANE_FLOPS[1]
+    return has_rate and all(0 < each <= MAX_BYTES for each in (record.predicted_bytes, record.measured_bytes))
 
 
 def calibrate(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gpuworkbench.config.memory_rules import without_idle_distance
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import checkpoint_format
 from gpuworkbench.config.validate import problems
@@ -81,12 +82,12 @@ def find_fix(
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`config` with `section.key` values replaced, not validated."""
+    """`config` with `section.key` values replaced as overrides replace them, not validated."""
     for key, value in changes.items():
         section, _, name = key.partition(".")
         changed = msgspec.structs.replace(getattr(config, section), **{name: value})
         config = msgspec.structs.replace(config, **{section: changed})
-    return config
+    return without_idle_distance(config)
 
 
 def micro_batches(config: RunConfig) -> Iterator[dict[str, Value]]:

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from gpuworkbench import __version__
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.storage import storage_bytes
 from gpuworkbench.config.validate import problems
 from gpuworkbench.io import atomic_write_bytes
 from gpuworkbench.io.reading import read_regular_file
@@ -24,6 +25,7 @@ from gpuworkbench.plan.probes import SECTIONS, device_parts, package_version
 from gpuworkbench.plan.targets import Target
 
 MAX_FILE_BYTES = 64 * 1024
+MAX_BYTES = 2**50  # no device has more
 
 
 class MicroBatch(Struct, frozen=True, kw_only=True):
@@ -90,12 +92,27 @@ def micro_batch_folder() -> Path:
 
 
 def read_micro_batch(config: RunConfig, target: Target, within_bytes: int | None = None) -> MicroBatch | None:
-    """What a search for this configuration on this device, or within so much of it, found; None without one."""
+    """What a search for this configuration on this device, or within so much of it, found; None without one, and
+    where the file says what no search finds."""
     with contextlib.suppress(OSError, ValueError):
-        return msgspec.json.decode(
-            read_regular_file(micro_batch_path(config, target, within_bytes), MAX_FILE_BYTES), type=MicroBatch
-        )
+        data = read_regular_file(micro_batch_path(config, target, within_bytes), MAX_FILE_BYTES)
+        found = msgspec.json.decode(data, type=MicroBatch)
+        return found if _can_be(found, config, within_bytes) else None
     return None
+
+
+def _can_be(found: MicroBatch, config: RunConfig, within_bytes: int | None) -> bool:
+    """Whether a search for `config` may have found this: the same step, in a size that its rules allow, that takes no
+    less than the weights and fits its limit."""
+    sequences = config.train.micro_batch_size * config.train.grad_accum_steps
+    if found.micro_batch_size < 1 or found.micro_batch_size * found.grad_accum_steps != sequences:
+        return False
+    if within_bytes is not None and found.limit_bytes != within_bytes:
+        return False
+    least = storage_bytes(config).weights
+    if not least <= found.needed_bytes <= found.limit_bytes <= MAX_BYTES or found.n_probes < 1:
+        return False
+    return not any(True for _ in problems(with_micro_batch(config, found.micro_batch_size)))
 
 
 def write_micro_batch(config: RunConfig, target: Target, within_bytes: int | None, found: MicroBatch) -> None:

@@ -20,6 +20,7 @@ from gpuworkbench.io.reading import read_regular_file
 from gpuworkbench.plan.targets import Target
 
 MAX_FILE_BYTES = 64 * 1024
+MAX_BYTES = 2**50  # no device has more
 SECTIONS = ("model", "memory", "hybrid", "optimizer", "device")
 TRAIN_KEYS = ("micro_batch_size", "seq_len", "mode", "grad_clip_norm")
 
@@ -62,10 +63,16 @@ def probe_key(config: RunConfig, target: Target) -> ProbeKey:
 
 
 def read_probe(key: ProbeKey) -> Probe | None:
-    """The remembered probe, None where there is none that can be read."""
+    """The remembered probe, None where there is none that can be read, or it says what no probe measures."""
     with contextlib.suppress(OSError, ValueError):
-        return msgspec.json.decode(read_regular_file(_path(key), MAX_FILE_BYTES), type=Probe)
+        found = msgspec.json.decode(read_regular_file(_path(key), MAX_FILE_BYTES), type=Probe)
+        return found if _can_be(found) else None
     return None
+
+
+def _can_be(found: Probe) -> bool:
+    beside = [each for each in (found.context_bytes, found.host_rss_bytes) if each is not None]
+    return found.step_time_s > 0 and all(0 < each <= MAX_BYTES for each in (found.peak_bytes, *beside))
 
 
 def write_probe(key: ProbeKey, probe: Probe) -> None:

@@ -92,7 +92,11 @@ def calibrated(predicted: Estimate, calibration: Calibration, kind: str) -> Esti
         }
     total = sum(parts.values())
     host = predicted.host_bytes + (0 if kind == "cuda" else total - predicted.total_bytes)
-    return msgspec.structs.replace(predicted, parts=parts, total_bytes=total, host_bytes=host)
+    jump = predicted.predict_bytes
+    if jump is not None:
+        counted = jump + before - predicted.total_bytes
+        jump = max(jump + calibration.apply(counted) - counted, 0)
+    return msgspec.structs.replace(predicted, parts=parts, total_bytes=total, host_bytes=host, predict_bytes=jump)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

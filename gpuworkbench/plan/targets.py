@@ -13,11 +13,12 @@ from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.fit import DeviceChoice, select_device
 from gpuworkbench.gpu.host import Host, disk_free_bytes
 from gpuworkbench.text import safe_text
-from gpuworkbench.units import GIB, parse_bytes
+from gpuworkbench.units import GIB, MIB, parse_bytes
 
 THIS_CARD = "this"
 # Sizes that cards are sold in, as GiB: what a preset's card has when there is none here to ask.
 SOLD_GIB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141)
+MIN_BYTES, MAX_BYTES = 64 * MIB, 1024 * 1024 * GIB
 PINNED_SHARE = 0.8  # of the host's memory: drivers refuse to pin much more, and the rest of the system needs some
 WSL_PINNED_BYTES = GIB  # WSL2 may refuse more
 
@@ -38,16 +39,25 @@ class Target(NamedTuple):
     disk_bytes: int | None = None
 
 
-def parse_card(text: str, flag: str = "--card") -> int | None:
+def parse_card(text: str) -> int | None:
     """`16GiB` as bytes, `this` as None. Raises UsageError."""
     if text.strip().lower() == THIS_CARD:
         return None
+    return parse_size(text, "--card", ", or this")
+
+
+def parse_size(text: str, flag: str, others: str = "") -> int:
+    """`16GiB` as bytes. `others`: what else the flag takes. Raises UsageError."""
+    said = f"{flag} {text[:40]!r}"
     try:
         size = parse_bytes(text)
     except ValueError:
         size = 0
-    if not 64 * 2**20 <= size <= 2**50:
-        raise UsageError(f"{flag} {text[:40]!r} is no card's size", "give one with its unit, such as 16GiB, or this")
+    if not size or text.strip().isdecimal():
+        raise UsageError(f"{said} is no memory's size", f"give one with its unit, such as 16GiB{others}")
+    if not MIN_BYTES <= size <= MAX_BYTES:
+        than = "less" if size < MIN_BYTES else "more"
+        raise UsageError(f"{said} is {than} than any run is planned for", f"give 64MiB to 1024TiB{others}")
     return size
 
 

@@ -26,11 +26,11 @@ def forked(local: LocalRuns, parent: RunPaths, changes: dict[str, Any]) -> RunPa
 @pytest.mark.parametrize(
     ("number", "before", "changes", "named"),
     [
-        (1, PACKED, {"memory.weights": "fp32", **UNPACKED}, r"memory\.weights, memory\.packed_optimizer stores"),
+        (1, PACKED, {"memory.weights": "fp32", **UNPACKED}, r"memory\.weights and memory\.packed_optimizer store"),
         (2, PACKED, {"memory.stochastic_rounding": True, **UNPACKED}, r"memory\.packed_optimizer"),
         (3, PACKED, {"memory.optimizer_offload": "streamed", **UNPACKED}, r"memory\.optimizer_offload"),
         (4, BF16, {"memory.optimizer_offload": "streamed"}, r"and memory\.optimizer_offload stores"),
-        (5, {}, PACKED, r"memory\.weights, memory\.packed_optimizer stores"),
+        (5, {}, PACKED, r"memory\.weights and memory\.packed_optimizer store"),
         (7, {}, {"memory.weights": "bf16"}, r"and memory\.weights stores"),  # its precision is resolved, to fp32 here
         (6, {}, {"optimizer.name": "lion"}, r"and optimizer\.name stores"),
     ],

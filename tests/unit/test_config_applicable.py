@@ -73,6 +73,40 @@ def test_what_would_have_no_effect_is_refused_in_a_line(sets: list[str], words: 
     assert "\n" not in caught.value.line()
 
 
+EVERY_5TH = {"activation_checkpointing": "every_n", "activation_checkpointing_every": 5}
+
+
+def test_another_activation_checkpointing_takes_the_distance_away() -> None:
+    assert configured(memory=EVERY_5TH).memory.activation_checkpointing_every == 5
+    memory = configured("memory.activation_checkpointing=all", memory=EVERY_5TH).memory
+    assert (memory.activation_checkpointing, memory.activation_checkpointing_every) == ("all", 2)
+    config = configured(memory=EVERY_5TH, twin={"memory": {"activation_checkpointing": "none"}})
+    assert config.memory.activation_checkpointing_every == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["memory.activation_checkpointing_every=3"], "has no effect with memory.activation_checkpointing = 'none'"),
+        (["memory.activation_checkpointing=all", "memory.activation_checkpointing_every=3"], "has no effect with"),
+        (
+            ["memory.activation_checkpointing=every_n", "memory.activation_checkpointing_every=13"],
+            "13 is more than the model's 12 blocks",
+        ),
+    ],
+)
+def test_a_distance_of_recomputed_blocks_without_effect_is_refused_in_a_line(sets: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(*sets)
+    assert f"memory.activation_checkpointing_every: {words}" in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+def test_as_many_as_there_are_blocks_is_a_distance() -> None:
+    sets = ["memory.activation_checkpointing=every_n", "memory.activation_checkpointing_every=12"]
+    assert configured(*sets).memory.activation_checkpointing_every == 12
+
+
 def test_a_file_with_a_stray_key_is_refused_by_its_name() -> None:
     with pytest.raises(ConfigError, match=r"p\.toml: optimizer\.eps: has no effect with optimizer\.name = 'lion'"):
         configured(optimizer={"name": "lion", "eps": 1e-6})

@@ -220,6 +220,8 @@ class TestRefusals:
         wrong_eval = refusal(merge(BASE, {"eval": {"tokens": 300}}))
         assert "4 x 32 = 128" in wrong_eval
         assert wrong_eval.endswith("set eval.tokens to 256 or 384")
+        huge = refusal(merge(BASE, {"train": {"micro_batch_size": 10**8}, "eval": {"tokens": 320}}))
+        assert huge.endswith("set eval.micro_batch_size to 10")  # not 3.2 billion tokens of validation
         early = {"eval": {"interval_steps": 0}, "early_stopping": {"patience": 1}}
         assert "needs validations" in refusal(merge(BASE, early))
         capped = {"device": {"kind": "cpu", "memory_limit_gib": 8}}

@@ -331,7 +331,8 @@ def test_eval_tokens_that_divide() -> None:
 
 
 def test_eval_tokens_that_do_not_divide_name_the_nearest() -> None:
-    for tokens, hint in ((1000, "set eval.tokens to 768 or 1024"), (100, "set eval.tokens to 256")):
+    for tokens, hint in ((1000, "set eval.tokens to 768 or 1024"), (100, "set eval.tokens to 256"),
+                         (128, "set eval.micro_batch_size to 2, or eval.tokens to 256")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"eval\.tokens = {tokens} is not a multiple of 4 .* = 256") as caught:
             check_eval_tokens(eval_config(tokens=tokens, batch_size=4, seq_len=64), 10**6)
         assert caught.value.hint == hint

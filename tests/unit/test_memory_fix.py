@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpuworkbench.config.presets import configure, load_preset
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.config.validate import problems
 from gpuworkbench.plan.analytic import TIGHT_SHARE, estimate
 from gpuworkbench.plan.fit_me import candidates
 from gpuworkbench.plan.memory_fix import FIX_KEYS, find_fix, micro_batches, with_changes
@@ -37,6 +38,14 @@ def test_the_micro_batch_is_halved_as_often_as_the_limit_asks_for() -> None:
         assert fix.fits
         assert fix.predicted_bytes == total(smaller)
         assert fix.flags() == f"--set train.micro_batch_size={size} --set train.grad_accum_steps={accum}"
+
+
+def test_every_block_may_be_recomputed_where_every_fourth_was() -> None:
+    made = config(memory__activation_checkpointing="every_n", memory__activation_checkpointing_every=4)
+    assert made.memory.activation_checkpointing_every == 4
+    every = with_changes(made, {"memory.activation_checkpointing": "all"})
+    assert every.memory.activation_checkpointing_every == 2
+    assert not list(problems(every))
 
 
 def test_what_was_seen_beyond_the_estimate_is_added_to_every_estimate() -> None:

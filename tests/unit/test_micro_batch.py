@@ -19,7 +19,14 @@ from gpuworkbench.gpu.card import Card
 from gpuworkbench.launch.create import LaunchRequest
 from gpuworkbench.launch.micro_batch import largest_micro_batch, remembered_line, sets_for_launch
 from gpuworkbench.plan.analytic import Estimate, estimate
-from gpuworkbench.plan.micro_batch import largest_that_fits, read_micro_batch, sizes, with_micro_batch
+from gpuworkbench.plan.micro_batch import (
+    largest_that_fits,
+    micro_batch_path,
+    read_micro_batch,
+    sizes,
+    with_micro_batch,
+)
+from gpuworkbench.plan.probes import Probe, probe_key, read_probe, write_probe
 from gpuworkbench.plan.targets import Target
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
@@ -174,6 +181,61 @@ def test_it_is_remembered_per_card_driver_and_shape() -> None:
         assert read_micro_batch(stepped(4, text), TARGET) is None
     assert read_micro_batch(small(), TARGET, 100 * MIB) is None
     assert read_micro_batch(stepped(4, "optimizer.lr=1e-4"), TARGET) == found  # takes no memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batch_size": -8, "grad_accum_steps": -6},
+        {"micro_batch_size": 0},
+        {"micro_batch_size": 8, "grad_accum_steps": 7},  # another step
+        {"micro_batch_size": 96, "grad_accum_steps": 1},
+        {"needed_bytes": 1},  # less than the weights
+        {"needed_bytes": -1},
+        {"needed_bytes": 2 * GIB},  # beyond its own limit
+        {"limit_bytes": 0},
+        {"limit_bytes": 2**60},
+        {"n_probes": 0},
+    ],
+)
+def test_what_no_search_finds_is_not_believed(changes: dict[str, int]) -> None:
+    oracle = Oracle(out_of_memory_from=12)
+    found = largest_micro_batch(small(), TARGET, lambda _: None, probing=oracle)
+    path = micro_batch_path(small(), TARGET)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, **changes)))
+    assert remembered_line(small(), TARGET) is None
+    n_asked = len(oracle.asked)
+    assert largest_micro_batch(small(), TARGET, lambda _: None, probing=oracle) == found
+    assert len(oracle.asked) > n_asked
+    assert read_micro_batch(small(), TARGET) == found
+
+
+def test_a_remembered_size_that_the_rules_refuse_is_not_believed() -> None:
+    """Validation takes whole batches: 256 sequences' tokens are none of 48 or of 3."""
+    found = largest_micro_batch(small(), TARGET, lambda _: None, probing=Oracle(out_of_memory_from=4))
+    assert found.micro_batch_size == 3
+    validating = stepped(4, "eval.interval_steps=10", "eval.tokens=32768")
+    assert micro_batch_path(validating, TARGET) == micro_batch_path(small(), TARGET)
+    assert read_micro_batch(validating, TARGET) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peak_bytes": 0},
+        {"peak_bytes": -1},
+        {"peak_bytes": 2**60},
+        {"step_time_s": 0.0},
+        {"context_bytes": -1},
+        {"host_rss_bytes": 0},
+    ],
+)
+def test_what_no_probe_measures_is_not_believed(changes: dict[str, Any]) -> None:
+    key, probe = probe_key(small(), TARGET), Probe(peak_bytes=MIB, step_time_s=0.5, context_bytes=MIB)
+    write_probe(key, probe)
+    assert read_probe(key) == probe
+    write_probe(key, msgspec.structs.replace(probe, **changes))
+    assert read_probe(key) is None
 
 
 def test_a_plan_says_what_is_remembered_where_it_differs() -> None:

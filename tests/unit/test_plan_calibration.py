@@ -48,6 +48,20 @@ def test_a_damaged_file_costs_its_damaged_lines(tmp_path: Path) -> None:
     assert read_records(tmp_path / "missing") == []
 
 
+@pytest.mark.parametrize("rate", [0.0, -1e12, 999_999.0, 1.01e17, 1e300, None, 1e6, 1e17])
+def test_a_rate_that_no_device_has_says_nothing(rate: float | None, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.jsonl"
+    add_record(record(flops_per_s=rate), path)
+    assert len(read_records(path)) == (rate is None or 1e6 <= rate <= 1e17)
+
+
+@pytest.mark.parametrize("changes", [{"measured_bytes": 0}, {"measured_bytes": -5}, {"predicted_bytes": 2**51}])
+def test_bytes_that_no_run_takes_say_nothing(changes: dict[str, int], tmp_path: Path) -> None:
+    path = tmp_path / "calibration.jsonl"
+    add_record(record(**changes), path)
+    assert read_records(path) == []
+
+
 def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
     path = tmp_path / "calibration.jsonl"
     line = msgspec.json.encode(record()) + b"\n"

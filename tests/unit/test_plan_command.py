@@ -20,13 +20,14 @@ from gpuworkbench.gpu.card import Card
 from gpuworkbench.gpu.host import Host
 from gpuworkbench.headless.plan_lines import plan_lines
 from gpuworkbench.plan.analytic import PARTS, Verdict, estimate
-from gpuworkbench.plan.calibration import Record, calibration_path
+from gpuworkbench.plan.calibration import Calibration, Record, calibration_path
 from gpuworkbench.plan.fit_me import alternatives, candidates
 from gpuworkbench.plan.judge import judge, shortages
 from gpuworkbench.plan.report import make_plan
 from gpuworkbench.plan.step_cost import step_cost
 from gpuworkbench.plan.targets import Target, here, parse_card, sold_gib, target_of
-from gpuworkbench.units import GIB
+from gpuworkbench.plan.vocabulary import with_known_vocabulary
+from gpuworkbench.units import GIB, format_bytes
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 
@@ -72,7 +73,10 @@ def test_what_does_not_fit_is_printed_too_and_exits_4(capsys: pytest.CaptureFixt
     assert best["flags"] == " ".join(f"--set {text}" for text in best["sets"])
 
 
-@pytest.mark.parametrize(("gib", "preset"), [(16, "rtx4090_gpt2_small"), (8, "rtx5080_1b"), (12, "rtx5080_gpt2_xl")])
+@pytest.mark.parametrize(
+    ("gib", "preset"),
+    [(16, "rtx4090_gpt2_small"), (8, "rtx5080_1b"), (12, "rtx5080_gpt2_xl"), (4, "rtx5080_gpt2_small_hybrid")],
+)
 def test_every_other_way_is_what_its_flags_make(gib: int, preset: str) -> None:
     """Planned anew with the flags: the same bytes, the tokens of a step kept, the promised step time."""
     config = configure(load_preset(preset))
@@ -98,6 +102,71 @@ def test_other_ways_are_ranked_and_none_has_a_change_to_spare() -> None:
     assert verdicts == sorted(verdicts, key=[Verdict.FITS, Verdict.TIGHT].index)
     for way in ways:
         assert not any(set(other.sets) < set(way.sets) for other in ways)
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("quickstart", "cpu"), ("rtx5080_1b", "cuda")])
+@pytest.mark.parametrize("factor", [None, 1.0, 1.2, 0.8])
+def test_a_predicted_jump_is_compared_with_what_the_total_counts(preset: str, kind: str, factor: float | None) -> None:
+    """On a CPU the process is in both, and what finished runs correct is corrected in both."""
+    config = with_known_vocabulary(configure(load_preset(preset)))
+    assert config is not None
+    predicted = estimate(config, kind=kind)
+    assert predicted is not None
+    assert predicted.predict_bytes is not None
+    learnt = None if factor is None else Calibration(factor=factor, n_runs=3, is_same_storage=True)
+    made = make_plan(config, Target(kind, "a device", 64 * GIB), predicted, calibration=learnt)
+    (line,) = [each for each in plan_lines(made, 80) if each.startswith("while a jump is predicted")]
+    context = predicted.parts["CUDA context"]
+    beside = -context if kind == "cuda" else predicted.host_bytes - predicted.total_bytes
+    counted = round((predicted.predict_bytes + beside) * (factor or 1)) + (context if kind == "cuda" else 0)
+    less = 1 - counted / made.needed_bytes
+    assert line == f"while a jump is predicted: {format_bytes(counted)} ({less:.0%} less)"
+    assert made.needed_bytes > counted
+
+
+def test_what_a_prediction_keeps_may_lie_elsewhere() -> None:
+    ways = alternatives(configure(load_preset("rtx5080_gpt2_small_hybrid")), Target("cuda", "a card", 4 * GIB))
+    found = {way.sets: way for way in ways}
+    for sets in (("hybrid.state_device=host",), ("hybrid.undo_storage=disk",)):
+        assert found[sets].verdict is Verdict.FITS
+        assert found[sets].slowdown == 1.0
+    off = configure(load_preset("rtx5080_gpt2_small_hybrid"), sets=[parse_set("hybrid.enabled=false")])
+    assert not any("hybrid." in text for way in alternatives(off, Target("cuda", "a card", GIB)) for text in way.sets)
+
+
+def test_another_way_of_checkpointing_leaves_the_distance_out() -> None:
+    sets = ["memory.activation_checkpointing=every_n", "memory.activation_checkpointing_every=4"]
+    config = configure(load_preset("rtx5080_1b"), sets=[parse_set(text) for text in sets])
+    ways = alternatives(config, Target("cuda", "a card", 8 * GIB))
+    recomputing = [way for way in ways if "memory.activation_checkpointing=all" in way.sets]
+    assert recomputing
+    for way in recomputing:
+        assert not any("checkpointing_every" in text for text in way.sets)
+        again = configure(load_preset("rtx5080_1b"), sets=[parse_set(text) for text in (*sets[:1], *way.sets)])
+        predicted = estimate(again, kind="cuda")
+        assert predicted is not None
+        assert predicted.total_bytes == way.total_bytes
+
+
+SPARING = ("hybrid.undo_storage=disk", "checkpoint.in_background=false")
+
+
+def test_a_way_that_needs_much_of_an_unknown_host_spares_it() -> None:
+    best = alternatives(configure(load_preset("rtx5080_1b")), Target("cuda", "a card", 8 * GIB))[0]
+    assert best.sets[-2:] == SPARING
+    assert best.host_bytes < 22 * GIB
+
+
+def test_a_way_spares_a_host_that_is_short_and_no_other() -> None:
+    config = configure(load_preset("rtx5080_1b"))
+    roomy = Target("cuda", "a card", 8 * GIB, host_bytes=128 * GIB, pinned_bytes=100 * GIB, disk_bytes=10**12)
+    assert not any(text in SPARING for way in alternatives(config, roomy) for text in way.sets)
+    ways = alternatives(config, roomy._replace(host_bytes=31 * GIB, pinned_bytes=24 * GIB))
+    assert ways[0].sets[-2:] == SPARING
+    assert ways[0].verdict is Verdict.FITS
+    # Only the host is short: what it is spared by is enough.
+    short = roomy._replace(limit_bytes=16 * GIB, host_bytes=24 * GIB)
+    assert ("hybrid.undo_storage=disk",) in [way.sets for way in alternatives(config, short)]
 
 
 def test_where_nothing_fits_the_smallest_are_told_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +307,45 @@ def test_any_text_is_a_size_or_a_usage_error(text: str) -> None:
 def test_requests_that_mean_nothing_are_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--largest-micro-batch"], "here it works with --cpu-twin"),
+        (["--largest-micro-batch", "--within", "8GiB"], "(--within is for a device that is here); search where it is"),
+        (["--tier", "probe"], "here use --tier trace, or --cpu-twin"),
+    ],
+)
+def test_what_needs_a_card_that_is_not_here_says_what_can_be_done(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "--preset", "rtx5080_1b", *words]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert "--card this" not in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "said"),
+    [
+        ("--card", "10MiB", "is less than any run is planned for; give 64MiB to 1024TiB, or this"),
+        ("--card", "2000TiB", "is more than any run is planned for; give 64MiB to 1024TiB, or this"),
+        ("--card", "16", "is no memory's size; give one with its unit, such as 16GiB, or this"),
+        ("--within", "0", "is no memory's size; give one with its unit, such as 16GiB\n"),
+        ("--within", "10MiB", "give 64MiB to 1024TiB\n"),
+        ("--within", "this", "is no memory's size; give one with its unit, such as 16GiB\n"),
+    ],
+)
+def test_a_size_is_refused_by_what_is_wrong_with_it(
+    flag: str, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["--largest-micro-batch"] if flag == "--within" else []
+    assert cli.main(["plan", "--preset", "quickstart", *search, flag, text]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gpuworkbench: {flag} '{text}' ")
+    assert said in error
 
 
 def test_tokens_cost_a_range_and_say_where_it_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
