@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,16 @@ def _version(package: str) -> str | None:
 
 def write_page(description: str, page: Path, made_from: Callable[[str], str]) -> None:
     """The command of a script that keeps a page's tables: write them, or with --check tell whether they are old."""
+    write_pages(description, {page: made_from})
+
+
+def write_pages(description: str, pages: Mapping[Path, Callable[[str], str]]) -> None:
+    """As `write_page`, of several."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
     arguments = parser.parse_args()
-    text = page.read_text()
-    made = made_from(text)
+    made = {page: made_from(page.read_text()) for page, made_from in pages.items()}
     if arguments.check:
-        sys.exit(int(made != text))
-    page.write_text(made)
+        sys.exit(int(any(text != page.read_text() for page, text in made.items())))
+    for page, text in made.items():
+        page.write_text(text)

@@ -4,18 +4,20 @@
     python -m benchmarks.hybrid_results --check    say whether the page is what the stored results make of it
 
 A comparison is made by `gpuworkbench bench hybrid ... --out benchmarks/results/hybrid-NAME.json`. No figure of the page
-is typed by hand.
+is typed by hand. The summary stands in docs/hybrid.md too.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._record import RESULTS, write_page
+from benchmarks._record import RESULTS, write_pages
 
 PAGE = Path(__file__).parents[1] / "docs" / "hybrid-results.md"
+OVERVIEW = PAGE.with_name("hybrid.md")
 BEGIN, END = "<!-- from the stored results: begin -->", "<!-- from the stored results: end -->"
 
 
@@ -28,22 +30,33 @@ def stored() -> dict[str, dict[str, Any]]:
 
 def page_with(results: dict[str, dict[str, Any]], page: str) -> str:
     """`page` with what stands between its markers made anew."""
+    return _between(page, [verdicts(results), *(section(name, result) for name, result in results.items())])
+
+
+def overview_with(results: dict[str, dict[str, Any]], page: str) -> str:
+    """`page` with the summary alone between its markers, and the main comparison's picture."""
+    main_one = next(iter(results))
+    picture = f"![Speed-ups with their intervals, {main_one}](../benchmarks/results/{main_one}-speedup.svg)"
+    return _between(page, [verdicts(results, PAGE.name), picture])
+
+
+def _between(page: str, parts: list[str]) -> str:
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    parts = [verdicts(results), *(section(name, result) for name, result in results.items())]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}"
 
 
-def verdicts(results: dict[str, dict[str, Any]]) -> str:
-    """What every arm came to in every comparison, in a table."""
-    lines = ["## In short", "", "| comparison | faster | no measurable benefit | slower |", "|---|---|---|---|"]
+def verdicts(results: dict[str, dict[str, Any]], details: str = "") -> str:
+    """What every arm came to in every comparison, in a table; each comparison's section is in `details`."""
+    lines = ["## In short", ""] if not details else []
+    lines += ["| comparison | faster | no measurable benefit | slower |", "|---|---|---|---|"]
     for name, result in results.items():
         cells: dict[str, list[str]] = {"faster": [], "no measurable benefit": [], "slower": []}
         for arm, row in compared(result).items():
             kind = next(kind for kind in cells if row["verdict"].startswith(kind))
             cells[kind].append(f"{arm} {times(row)}")
         columns = " | ".join(", ".join(found) or "-" for found in cells.values())
-        lines.append(f"| [{name}](#{name}) | {columns} |")
+        lines.append(f"| [{name}]({details}#{name}) | {columns} |")
     return "\n".join(lines)
 
 
@@ -187,7 +200,9 @@ def span(numbers: list[int]) -> str:
 
 
 def main() -> None:
-    write_page(__doc__.splitlines()[0], PAGE, lambda page: page_with(stored(), page))
+    results = stored()
+    pages = {PAGE: partial(page_with, results), OVERVIEW: partial(overview_with, results)}
+    write_pages(__doc__.splitlines()[0], pages)
 
 
 if __name__ == "__main__":

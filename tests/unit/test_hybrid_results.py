@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.hybrid_results import PAGE, page_with, stored
+from benchmarks.hybrid_results import OVERVIEW, PAGE, overview_with, page_with, stored
 from gpuworkbench.commands.bench_hybrid_report import pictures_of
 from gpuworkbench.plan.hybrid_analysis import analyse
 from gpuworkbench.plan.hybrid_bench import BenchPlan, Trial
@@ -58,3 +58,9 @@ def test_the_pictures_are_those_of_the_result(name: str) -> None:
 def test_the_page_is_what_the_stored_results_make_of_it() -> None:
     page = PAGE.read_text()
     assert page_with(stored(), page) == page
+
+
+def test_the_overview_has_their_summary() -> None:
+    page = OVERVIEW.read_text()
+    assert overview_with(stored(), page) == page
+    assert all(f"[{name}](hybrid-results.md#{name})" in page for name in NAMES)
