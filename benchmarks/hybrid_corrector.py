@@ -88,6 +88,7 @@ def record(config: RunConfig, data: PreparedData) -> dict[str, Any]:
             if shadow.store.seen > seen:
                 last = shadow.store.kept[-1]
                 rows[-1] |= {"plain": last.relative_error, "corrected_error": last.corrected_error}
+                rows[-1] |= {"compression": last.ratio, "missing": last.error}
             if shadow.due_step > due:
                 rows.append({"step": run.progress.step, **landing(run, shadow)})
         gains = {key: [round(gain, 3) for gain in shadow.gains.of(key)] for key in shadow.gains.sums}
@@ -118,6 +119,7 @@ def judged(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "without": statistics.mean(row["uncorrected"] < row["before"] for row in every),
             "with": statistics.mean(row["corrected"] < row["before"] for row in every),
         },
+        "compression": {"ratio": mean(every, "compression"), "missing_norm": mean(every, "missing")},
         "proposals": len(every),
         "gains_at_the_end": [run["gains"] for run in runs],
         "residuals_kept": [run["residuals"] for run in runs],
@@ -140,13 +142,19 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {change['mean']:+.4f} +- {change['standard_error']:.4f} of {row['probe_rise_of_the_proposal']:+.4f} "
             f"| {share['without']:.0%} without, {share['with']:.0%} with |"
         )
+    for name, row in result["predictors"].items():
+        kept = row["compression"]
+        lines += [
+            "",
+            f"{name}: rank 4 is {kept['ratio']:.1f} times smaller, and misses {kept['missing_norm']:.0%} of the norm",
+        ]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=2, help="constants were chosen on 1")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--markdown", action="store_true", help="print the stored result, measure nothing")
     arguments = parser.parse_args()
