@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpuworkbench.hybrid.advice.bandit import BanditAdvice
+from gpuworkbench.hybrid.advice.shadow import ShadowAdvice
 from gpuworkbench.hybrid.predictors.base import Predictor
 from tests.fixtures.toy_training import ToyTraining
 from tests.training.test_hybrid_candidates import on_a_quadratic
@@ -68,6 +69,17 @@ def test_after_its_window_a_predictor_watches_no_more() -> None:
     training.trainer.bandit.judged = lambda outcome: None  # type: ignore[method-assign]  # it would switch it off
     training.train()
     assert 0.7 * 400 - 12 < max(watches.shown) <= 0.7 * 400
+
+
+def test_nobody_proposes_in_shadow_while_at_rest() -> None:
+    """What it saw is old by then, and would teach the corrector misses that no jump has."""
+    training = on_a_quadratic("ema_trend", "", exploration=99, corrector=True)
+    training.trainer.bandit.judged = lambda outcome: None  # type: ignore[method-assign]  # it would switch it off
+    training.train()
+    shadow = training.trainer.residuals
+    assert isinstance(shadow, ShadowAdvice)
+    assert shadow.store.seen > 0
+    assert max(residual.step for residual in shadow.store.kept) <= 0.7 * 400 + shadow.horizon
 
 
 def test_an_average_after_a_rest_is_one_of_a_single_phase() -> None:

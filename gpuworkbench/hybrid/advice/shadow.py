@@ -55,7 +55,7 @@ class ShadowAdvice(NoAdvice):
         is_time = controller.phase == FULL and controller.until_jump() == self.horizon
         if not is_time or self.due_step:
             return
-        able = [c for c in self.candidates if c.predictor.proposes_freely and not c.predictor.ready()]
+        able = [c for c in self.candidates if c.predictor.proposes_freely and not c.rests and not c.predictor.ready()]
         if able:
             self._propose(able[self.turn % len(able)], step)
 
