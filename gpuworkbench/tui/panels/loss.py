@@ -28,7 +28,8 @@ class LossPanel(PlotPanel):
         """See the class."""
         series, axis = view.state.series, self.axis
         whole = self._legend(view)
-        self.set_legend(whole if whole.cell_length <= width else self._legend(view, is_short=True))
+        room = width if self.styles.border_bottom[0] else width - len(self.title) - 4  # else it follows the title
+        self.set_legend(whole if whole.cell_length <= room else self._legend(view, is_short=True))
         curves = [axis_curve(series, "loss", axis, self.rgb("primary-muted" if axis.smoothing else "primary"))]
         if axis.smoothing:
             smooth = curve(series, "loss", axis.by, axis.smoothing)
