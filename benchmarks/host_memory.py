@@ -11,18 +11,13 @@ runs, but for those held out. Stored as benchmarks/results/host_memory.json.
 
 from __future__ import annotations
 
-import argparse
-import os
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks._record import RESULTS, write_result
-from benchmarks.real_runs import Case, figures, finished, surroundings
+from benchmarks._record import write_result
+from benchmarks.real_runs import Case, figures, finished, run_comparison, surroundings
 from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_of
@@ -97,16 +92,7 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--runs", type=Path, help="where runs are kept (default: they are thrown away)")
-    parser.add_argument("--markdown", action="store_true", help="print the stored result as a table; runs nothing")
-    arguments = parser.parse_args()
-    if not arguments.markdown:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["XDG_STATE_HOME"] = folder  # nothing is learnt from other runs, and they learn nothing here
-            measure((arguments.runs or Path(folder)).absolute(), arguments.steps)
-    print("\n".join(table(msgspec.json.decode((RESULTS / f"{NAME}.json").read_bytes()))))
+    run_comparison(__doc__.splitlines()[0], NAME, measure, table)
 
 
 def measure(runs: Path, steps: int) -> None:

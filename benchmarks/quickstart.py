@@ -46,10 +46,13 @@ def measure(events: list[dict[str, Any]], sample: str) -> dict[str, Any]:
     steps = [event for event in events if event["type"] == "step"]
     evals = [event for event in events if event["type"] == "eval"]
     saved = [event for event in events if event["type"] == "checkpoint_saved"]
+    jumps = [event for event in events if event["type"] == "prediction"]
+    switched_off = [event["step"] for event in events if event.get("code") == "prediction_off"]
     loss = {event["step"]: event["loss"] for event in steps}
+    seconds = events[-1]["time_unix_s"] - events[0]["time_unix_s"]
     return {
         "n_params": events[0]["n_params"],
-        "seconds_from_start_to_end_of_the_trainer": events[-1]["time_unix_s"] - events[0]["time_unix_s"],
+        "seconds_from_start_to_end_of_the_trainer": seconds,
         "steps": len(steps),
         "step_time_median_s": statistics.median(event["step_time_s"] for event in steps),
         "tokens_per_s_median": statistics.median(event["tokens_per_s"] for event in steps),
@@ -57,6 +60,10 @@ def measure(events: list[dict[str, Any]], sample: str) -> dict[str, Any]:
         "loss_step_60": loss[60],
         "loss_last": loss[len(steps)],
         "val_loss": {event["step"]: event["loss"] for event in evals},
+        "jumps_kept": sum(jump["accepted"] for jump in jumps),
+        "jumps_undone": sum(not jump["accepted"] for jump in jumps),
+        "share_of_jumps_and_probes": sum(jump["duration_s"] for jump in jumps) / seconds,
+        "prediction_switched_off_at_step": switched_off,
         "checkpoint_stall_s_max": max(event["stall_s"] for event in saved),
         "sample": sample,
     }

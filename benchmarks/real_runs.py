@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from benchmarks._record import environment
+from benchmarks._record import RESULTS, environment
 
 SHORT_STEPS = 14
 # Phases short enough that a few recorded steps pass through them all; what is held in each is the same.
@@ -186,6 +187,23 @@ def operation_shares(seconds: Mapping[str, float]) -> dict[str, float]:
 def surroundings() -> dict[str, Any]:
     """The machine, its load and the versions."""
     return environment("torch", "numpy")
+
+
+def run_comparison(
+    description: str, name: str, measure: Callable[[Path, int], None], table: Callable[[dict[str, Any]], list[str]]
+) -> None:
+    """The command of a script that compares real runs: `measure(where, steps)` makes them and stores their result under
+    `name`; the table of it is printed. Nothing is learnt from other runs, and they learn nothing here."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--runs", type=Path, help="where runs are kept (default: they are thrown away)")
+    parser.add_argument("--markdown", action="store_true", help="print the stored result as a table; runs nothing")
+    arguments = parser.parse_args()
+    if not arguments.markdown:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_STATE_HOME"] = folder
+            measure((arguments.runs or Path(folder)).absolute(), arguments.steps)
+    print("\n".join(table(msgspec.json.decode((RESULTS / f"{name}.json").read_bytes()))))
 
 
 def _toml(value: Any) -> str:

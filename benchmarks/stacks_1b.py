@@ -1,4 +1,4 @@
-"""The CPU twins of the 985M presets, with the hybrid trainer on, against plain fp32 AdamW without it.
+"""The CPU twins of the 985M presets, each stack alone and with the hybrid trainer on, against plain fp32 AdamW.
 
     python -m benchmarks.stacks_1b [--steps 60] [--runs DIR]
     python -m benchmarks.stacks_1b --markdown
@@ -9,39 +9,29 @@ steps and tokens, so a jump that stands is extra progress. One seed: it shows th
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks._record import RESULTS, write_result
-from benchmarks.real_runs import Case, figures, finished, surroundings
+from benchmarks._record import write_result
+from benchmarks.real_runs import Case, figures, finished, run_comparison, surroundings
 
 NAME = "stacks_1b"
 TWIN = ("--cpu-twin",)
 COMMON = {"train.threads": 1, "sample.interval_steps": 0}
-PLAIN = {"hybrid.enabled": False, "memory.weights": "fp32"}
+OFF = {**COMMON, "hybrid.enabled": False}
 CASES = {
-    "plain AdamW, fp32": Case("rtx5080_1b", {**COMMON, **PLAIN, "memory.packed_optimizer": False}, TWIN),
+    "plain AdamW, fp32": Case("rtx5080_1b", {**OFF, "memory.weights": "fp32", "memory.packed_optimizer": False}, TWIN),
+    "rtx5080_1b, no prediction": Case("rtx5080_1b", OFF, TWIN),
+    "rtx5080_1b_tight, no prediction": Case("rtx5080_1b_tight", OFF, TWIN),
+    "rtx5080_1b_exact, no prediction": Case("rtx5080_1b_exact", OFF, TWIN),
     "rtx5080_1b": Case("rtx5080_1b", COMMON, TWIN),
-    "rtx5080_1b, hybrid.outer_lr = 0.6": Case("rtx5080_1b", {**COMMON, "hybrid.outer_lr": 0.6}, TWIN),
     "rtx5080_1b_tight": Case("rtx5080_1b_tight", COMMON, TWIN),
     "rtx5080_1b_exact": Case("rtx5080_1b_exact", COMMON, TWIN),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--runs", type=Path, help="where runs are kept (default: they are thrown away)")
-    parser.add_argument("--markdown", action="store_true", help="print the stored result as a table; runs nothing")
-    arguments = parser.parse_args()
-    if not arguments.markdown:
-        with tempfile.TemporaryDirectory() as folder:
-            measure((arguments.runs or Path(folder)).absolute(), arguments.steps)
-    print("\n".join(table(msgspec.json.decode((RESULTS / f"{NAME}.json").read_bytes()))))
+    run_comparison(__doc__.splitlines()[0], NAME, measure, table)
 
 
 def measure(runs: Path, steps: int) -> None:

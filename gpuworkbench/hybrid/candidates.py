@@ -74,10 +74,6 @@ class Candidates:
         """The coming prediction is this one's."""
         self.at = [candidate.name for candidate in self.all].index(name)
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a predictor of this name."""
-        return any(candidate.name == name for candidate in self.all)
-
     def by(self) -> str:
         """Who predicts, where there is more than one that could."""
         return self.chosen.name if len(self.all) > 1 else ""

@@ -146,10 +146,6 @@ class PhaseController:
         """Whether a jump stands that true steps may still undo."""
         return self.phase == CORRECT or self.state.n_accepted > 0
 
-    def abandon(self) -> None:
-        """No more jumps in this predicted phase: who was to make them is not there any more."""
-        self.state.jumps, self.state.awaits_step = [], False
-
     def refused(self, reason: str) -> Move:
         """The prediction that `next` asked for cannot be made: as if it had not been, but for jumps that stand."""
         if self.state.n_accepted:
@@ -167,8 +163,6 @@ class PhaseController:
             return None
         if state.jumps:
             return Jump(state.jumps[0], state.is_exploring)
-        if not state.n_accepted:
-            return self._enter(FULL, "whoever was to jump is not there any more")
         return self._enter(CORRECT, "the jump stands" if state.n_accepted == 1 else f"{state.n_accepted} jumps stand")
 
     def _after_true_steps(self, situation: Situation) -> Move:

@@ -373,11 +373,8 @@ class HybridTrainer:
         try:
             self.controller.load(values["controller"])
             self.trend.load(values["trend"])
-            records = self._records(values)
-            self.candidates.load(records)
+            self.candidates.load(self._records(values))
             self.controller.averages = self.candidates.chosen.spec.averages
-            if not self.candidates.holds(records["chosen"]):  # a fork within a prediction of one that it has not
-                self.controller.abandon()
             self.watch = None if values["watch"] is None else Watch.of(values["watch"])
             self.owes_damping = bool(values["owes_damping"])
         except (KeyError, TypeError, ValueError) as error:

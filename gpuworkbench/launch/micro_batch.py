@@ -17,11 +17,12 @@ from gpuworkbench.plan.analytic import Estimate, Verdict, estimate, verdict
 from gpuworkbench.plan.micro_batch import (
     MicroBatch,
     largest_that_fits,
+    micro_batch_path,
     read_micro_batch,
     sizes,
     with_micro_batch,
-    write_micro_batch,
 )
+from gpuworkbench.plan.remembered import write
 from gpuworkbench.plan.targets import Target, here
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import format_bytes
@@ -94,7 +95,7 @@ def largest_micro_batch(
         limit_bytes=limit,
         n_probes=asked,
     )
-    write_micro_batch(config, target, within_bytes, found)
+    write(micro_batch_path(config, target, within_bytes), found)
     return found
 
 

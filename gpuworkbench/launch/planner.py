@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ from gpuworkbench.config.toml_io import dump_toml
 from gpuworkbench.errors import DoesNotFitError, ExitCode, WorkbenchError
 from gpuworkbench.launch.spawn import torch_command, trainer_environment
 from gpuworkbench.plan.analytic import CUDA_CONTEXT_BYTES, GEMM_WORKSPACE_BYTES, PARTS, Estimate
-from gpuworkbench.plan.probes import Probe, ProbeKey, probe_key, read_probe, write_probe
+from gpuworkbench.plan.probes import Probe, probe_path, read_probe
+from gpuworkbench.plan.remembered import write
 from gpuworkbench.plan.targets import Target
 from gpuworkbench.text import safe_text
 
@@ -57,12 +59,12 @@ def probed(config: RunConfig, predicted: Estimate, target: Target, say: Callable
             "a probe needs the card, and it is not here",
             "probe where it is, without --card SIZE; here use --tier trace, or --cpu-twin for a preset's stand-in",
         )
-    key = probe_key(config, target)
-    known = read_probe(key)
+    path = probe_path(config, target)
+    known = read_probe(path)
     if known is None:
         say("probing: two real steps")
         answer = _ask("gpuworkbench.tools.probe", config, target.kind, PROBE_TIMEOUT_S, ProbeAnswer)
-        known = _remember(key, answer)
+        known = _remember(path, answer)
     parts = {"measured tensors": known.peak_bytes}
     context = known.context_bytes if target.kind == "cuda" else 0
     return with_measured(predicted, target.kind, known.peak_bytes, parts, beside=False, context_bytes=context)
@@ -97,14 +99,14 @@ def with_measured(
     )
 
 
-def _remember(key: ProbeKey, answer: ProbeAnswer) -> Probe:
+def _remember(path: Path, answer: ProbeAnswer) -> Probe:
     probe = Probe(
         peak_bytes=answer.peak_bytes,
         step_time_s=answer.step_time_s,
         context_bytes=answer.context_bytes,
         host_rss_bytes=answer.host_rss_bytes,
     )
-    write_probe(key, probe)
+    write(path, probe)
     return probe
 
 

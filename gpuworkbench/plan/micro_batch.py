@@ -6,26 +6,17 @@ micro-batch: where one size fits, every smaller one does.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import platformdirs
 from msgspec import Struct
 
-from gpuworkbench import __version__
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_bytes
 from gpuworkbench.config.validate import problems
-from gpuworkbench.io import atomic_write_bytes
-from gpuworkbench.io.reading import read_regular_file
-from gpuworkbench.plan.probes import SECTIONS, device_parts, package_version
+from gpuworkbench.plan.remembered import MAX_BYTES, path_of, read
 from gpuworkbench.plan.targets import Target
-
-MAX_FILE_BYTES = 64 * 1024
-MAX_BYTES = 2**50  # no device has more
 
 
 class MicroBatch(Struct, frozen=True, kw_only=True):
@@ -86,19 +77,11 @@ def largest_that_fits(ordered: Sequence[int], start: int, fits: Callable[[int], 
     return ordered[low] if low >= 0 else None
 
 
-def micro_batch_folder() -> Path:
-    """Where they are kept."""
-    return Path(platformdirs.user_state_dir("gpuworkbench")) / "micro_batches"
-
-
 def read_micro_batch(config: RunConfig, target: Target, within_bytes: int | None = None) -> MicroBatch | None:
     """What a search for this configuration on this device, or within so much of it, found; None without one, and
     where the file says what no search finds."""
-    with contextlib.suppress(OSError, ValueError):
-        data = read_regular_file(micro_batch_path(config, target, within_bytes), MAX_FILE_BYTES)
-        found = msgspec.json.decode(data, type=MicroBatch)
-        return found if _can_be(found, config, within_bytes) else None
-    return None
+    found = read(micro_batch_path(config, target, within_bytes), MicroBatch)
+    return found if found is not None and _can_be(found, config, within_bytes) else None
 
 
 def _can_be(found: MicroBatch, config: RunConfig, within_bytes: int | None) -> bool:
@@ -115,27 +98,12 @@ def _can_be(found: MicroBatch, config: RunConfig, within_bytes: int | None) -> b
     return not any(True for _ in problems(with_micro_batch(config, found.micro_batch_size)))
 
 
-def write_micro_batch(config: RunConfig, target: Target, within_bytes: int | None, found: MicroBatch) -> None:
-    """Remember it; a disk that is full costs the memory of it alone."""
-    path = micro_batch_path(config, target, within_bytes)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, msgspec.json.encode(found))
-
-
 def micro_batch_path(config: RunConfig, target: Target, within_bytes: int | None = None) -> Path:
-    """The file, named by what the answer depends on: the device (a card by its name, id and memory), its driver,
-    versions, and everything of the configuration but how a step is cut."""
-    parts = {name: msgspec.to_builtins(getattr(config, name)) for name in SECTIONS}
-    for name in ("index", "uuid", "kind"):
-        parts["device"].pop(name, None)
-    parts["optimizer"].pop("lr")
-    parts["train"] = {
+    """The file it is remembered in: everything counts but how a step is cut."""
+    train = {
         "sequences": config.train.micro_batch_size * config.train.grad_accum_steps,
         "seq_len": config.train_seq_len,
         "mode": config.train.mode,
         "grad_clip_norm": config.train.grad_clip_norm,
     }
-    versions = [__version__, package_version("torch")]
-    text = msgspec.json.encode([*device_parts(target), within_bytes, *versions, parts], order="deterministic")
-    return micro_batch_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
+    return path_of("micro_batches", config, target, train, within_bytes)

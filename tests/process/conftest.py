@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,11 @@ def workspace(local: LocalRuns) -> Iterator[Workspace]:
     """The workspace of the runs in this process, so that real trainers find the data prepared."""
     with no_orphans(local.workspace.root):
         yield local.workspace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hang_up_ends() -> Iterator[None]:
+    """As in a terminal: under nohup every process here would inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -311,7 +311,7 @@ def test_off_is_said_even_where_the_gate_lets_nobody_through() -> None:
     advice.bandit.total, advice.bandit.count = -3.0, 2
     assert advice.plan(1, {}).blocked == "prediction is off: measured benefit -1.5 is not above 0"
     advice.bandit.total = 3.0
-    assert advice.plan(1, {}).blocked == "prediction is off: of measured benefit +1.5 nothing is expected any more"
+    assert advice.plan(1, {}).blocked == "prediction is off: no benefit is expected now (measured so far: +1.5)"
 
 
 def test_where_only_what_does_not_pay_can_jump_none_does_and_nothing_is_switched_off() -> None:

@@ -26,7 +26,8 @@ from gpuworkbench.plan.micro_batch import (
     sizes,
     with_micro_batch,
 )
-from gpuworkbench.plan.probes import Probe, probe_key, read_probe, write_probe
+from gpuworkbench.plan.probes import Probe, probe_path, read_probe
+from gpuworkbench.plan.remembered import write
 from gpuworkbench.plan.targets import Target
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
@@ -231,11 +232,11 @@ def test_a_remembered_size_that_the_rules_refuse_is_not_believed() -> None:
     ],
 )
 def test_what_no_probe_measures_is_not_believed(changes: dict[str, Any]) -> None:
-    key, probe = probe_key(small(), TARGET), Probe(peak_bytes=MIB, step_time_s=0.5, context_bytes=MIB)
-    write_probe(key, probe)
-    assert read_probe(key) == probe
-    write_probe(key, msgspec.structs.replace(probe, **changes))
-    assert read_probe(key) is None
+    path, probe = probe_path(small(), TARGET), Probe(peak_bytes=MIB, step_time_s=0.5, context_bytes=MIB)
+    write(path, probe)
+    assert read_probe(path) == probe
+    write(path, msgspec.structs.replace(probe, **changes))
+    assert read_probe(path) is None
 
 
 def test_a_plan_says_what_is_remembered_where_it_differs() -> None:

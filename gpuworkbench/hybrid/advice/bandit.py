@@ -107,7 +107,7 @@ class BanditAdvice(PlainState, NoAdvice):
     def _off(self) -> str:
         mean = self.bandit.mean_reward or 0.0
         if mean > 0.0:  # of all jumps; lately it was not
-            return f"prediction is off: of measured benefit {mean:+.3g} nothing is expected any more"
+            return f"prediction is off: no benefit is expected now (measured so far: {mean:+.3g})"
         return f"prediction is off: measured benefit {mean:+.3g} is not above 0"
 
     def _context(self, confidence: float | None) -> list[float]:
