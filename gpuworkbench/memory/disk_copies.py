@@ -1,13 +1,15 @@
 """Copies of tensors in a file that has no name: read back through a mapping, gone with the last tensor.
 
-The file is unlinked as soon as it is mapped, so that whatever ends the process, SIGKILL too, ends the file. It is
-written with write(2), not through the mapping: a full disk is then an OSError, not a SIGBUS at some later store.
+The file is unlinked while it is still empty, so that whatever ends the process, SIGKILL too, gives its space back:
+what a kill between the two calls leaves is a name of no bytes. It is written with write(2), not through the mapping:
+a full disk is then an OSError, not a SIGBUS at some later store.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,35 +37,37 @@ class DiskCopies:
         """
         if not live:
             return {}
-        temporary = temporary_path(self.path)
-        try:
-            places = self._write(temporary, live)
-            num_bytes = sum(aligned(place.num_bytes) for place in places)
-            # numpy's mapping: torch would count the file among its tensors' bytes
-            memory = torch.from_numpy(np.memmap(temporary, np.uint8, "r+", shape=(num_bytes,)))
-        finally:
-            if os.path.lexists(temporary):
-                self.files.unlink(temporary)
+        places, memory = self._written(live)
         copies, start = {}, 0
         for place in places:
             copies[place.name] = memory[start : start + place.num_bytes].view(place.dtype).view(place.shape)
             start += aligned(place.num_bytes)
         return copies
 
-    def _write(self, path: Path, live: Mapping[str, Tensor]) -> list[_Place]:
-        places = []
-        fd = self.files.open_write(path)
+    def _written(self, live: Mapping[str, Tensor]) -> tuple[list[_Place], Tensor]:
+        """Where each tensor lies in the file, and the file's bytes."""
+        fd = self.files.open_write(temporary := temporary_path(self.path))
         try:
-            for name, tensor in live.items():
-                data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-                write_all(self.files, fd, data.numpy().data)
-                write_all(self.files, fd, bytes(aligned(data.numel()) - data.numel()))
-                places.append(_Place(name, tensor.dtype, tensor.shape, data.numel()))
+            with ExitStack() as stack:
+                try:
+                    file = stack.enter_context(temporary.open("rb+"))  # to read from; `fd` only writes
+                finally:
+                    self.files.unlink(temporary)
+                places = [self._write(fd, name, tensor) for name, tensor in live.items()]
+                num_bytes = sum(aligned(place.num_bytes) for place in places)
+                # numpy's mapping: torch would count the file among its tensors' bytes
+                memory = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(num_bytes,)))
         except BaseException:
             os.close(fd)
             raise
         self.files.close(fd)
-        return places
+        return places, memory
+
+    def _write(self, fd: int, name: str, tensor: Tensor) -> _Place:
+        data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        write_all(self.files, fd, data.numpy().data)
+        write_all(self.files, fd, bytes(aligned(data.numel()) - data.numel()))
+        return _Place(name, tensor.dtype, tensor.shape, data.numel())
 
 
 class _Place(NamedTuple):

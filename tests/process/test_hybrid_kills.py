@@ -38,8 +38,10 @@ def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: 
     workspace.kill_trainer("killed")
     process.communicate(timeout=60)
     assert process.returncode == 128 + 9
-    assert not list((workspace.runs / "killed").glob("*undo*")), "a dead trainer's file"
+    left = list((workspace.runs / "killed").glob(".tmp-*undo*"))
+    assert sum(path.stat().st_size for path in left) == 0, "a dead trainer's bytes"
     result = workspace.resume("killed")
     assert result.returncode == 0, result.stderr
+    assert not list((workspace.runs / "killed").glob(".tmp-*undo*")), "a dead trainer's name"
     assert workspace.losses("killed") == workspace.losses("whole")
     assert workspace.final_files("killed", 40) == workspace.final_files("whole", 40)

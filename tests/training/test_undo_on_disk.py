@@ -95,12 +95,30 @@ def test_nothing_to_copy_takes_no_file(tmp_path: Path) -> None:
 def test_each_operation_can_fail_and_leaves_no_file(tmp_path: Path) -> None:
     counting = FaultyFiles()
     DiskCopies(tmp_path / "undo", counting).copy(state())
-    writes = [operation.kind for operation in counting.operations].index("unlink")
-    assert writes > len(state())
-    for fail_at in range(1, writes + 1):
+    kinds = [operation.kind for operation in counting.operations]
+    assert kinds[:2] == ["open_write", "unlink"]
+    assert kinds.count("write") >= len(state())
+    for fail_at, kind in enumerate(kinds, start=1):
         with pytest.raises(OSError, match="No space left"):
             DiskCopies(tmp_path / "undo", FaultyFiles(fail_at=fail_at)).copy(state())
-        assert names(tmp_path) == []
+        left = [(tmp_path / name).stat().st_size for name in names(tmp_path)]
+        assert left == ([0] if kind == "unlink" else [])  # a name that cannot be removed has no bytes
+        for name in names(tmp_path):
+            (tmp_path / name).unlink()
+
+
+def test_no_byte_is_written_while_the_file_has_a_name(tmp_path: Path) -> None:
+    """A kill at any write then leaves nothing: the undo copies of a large model are many gigabytes."""
+    seen = []
+
+    class Watching(Files):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            seen.append(names(tmp_path))
+            return super().write(fd, data)
+
+    DiskCopies(tmp_path / "undo", Watching()).copy(state())
+    assert len(seen) >= len(state())
+    assert seen == [[]] * len(seen)
 
 
 def test_it_is_the_run_whose_copies_are_in_memory_killed_or_not(local: LocalRuns) -> None:
@@ -173,7 +191,7 @@ def test_a_resume_within_a_jump_needs_the_room_or_another_place(
     cut = local.create("cut-9", ON_DISK)
     killed(local.open(cut), FIRST_JUMP + 2)
     with monkeypatch.context() as patch:
-        patch.setattr(DiskCopies, "_write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+        patch.setattr(DiskCopies, "_written", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
         assert local.attempt(cut) == 4
     assert "hybrid.undo_storage=memory" in local.events(cut, "error")[-1]["hint"]
     local.change(cut, {"hybrid.undo_storage": "memory"})
