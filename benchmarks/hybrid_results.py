@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._record import RESULTS, write_pages
+from gpuworkbench.plan.hybrid_bench import edge_of_grid
 
 PAGE = Path(__file__).parents[1] / "docs" / "hybrid-results.md"
 OVERVIEW = PAGE.with_name("hybrid.md")
@@ -66,8 +67,11 @@ def section(name: str, result: dict[str, Any]) -> str:
     budgets = ", ".join(str(steps) for steps in result["budgets"])
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread(s) of {machine['cpu_cores']} cores"
     searched = sum(len(rates) for rates in result["tuning"].values())
+    at_edge = edge_of_grid(result["tuning"], tuned["schedule"], tuned["lr"])
+    edge = f", the {at_edge} of the rates tried: a better one may exist" if at_edge else ""
     baseline = (
-        f"tuned over {searched} trials (seeds {span(result['tuning_seeds'])}): {tuned['schedule']}, lr {tuned['lr']:g}"
+        f"tuned over {searched} trials (seeds {span(result['tuning_seeds'])}): "
+        f"{tuned['schedule']}, lr {tuned['lr']:g}{edge}"
         if searched
         else f"not tuned: {tuned['schedule']}, lr {tuned['lr']:g}"
     )

@@ -13,7 +13,15 @@ from gpuworkbench.commands.output import print_json, print_table, tell
 from gpuworkbench.errors import RunError
 from gpuworkbench.io import atomic_write_bytes, atomic_write_json
 from gpuworkbench.plan.hybrid_analysis import analyse
-from gpuworkbench.plan.hybrid_bench import BASELINE, BenchPlan, Tuned, next_trials, summary_of_tuning, tuned_of
+from gpuworkbench.plan.hybrid_bench import (
+    BASELINE,
+    BenchPlan,
+    Tuned,
+    edge_of_grid,
+    next_trials,
+    summary_of_tuning,
+    tuned_of,
+)
 from gpuworkbench.plan.hybrid_bench_files import BenchFiles
 from gpuworkbench.state.svg_intervals import IntervalRow, svg_intervals
 from gpuworkbench.state.svg_plot import Line, svg_plot
@@ -97,6 +105,8 @@ def print_report(result: dict[str, Any], written: list[Path], *, as_json: bool) 
     budgets = ", ".join(str(steps) for steps in result["budgets"])
     tell(f"{result['label']}, {result['optimizer']}: {len(result['seeds'])} seeds, budgets of {budgets} steps")
     tell(f"baseline: {tuned['schedule']}, lr {tuned['lr']:g}; L* is its loss at {result['reference']} steps")
+    if edge := edge_of_grid(result["tuning"], tuned["schedule"], tuned["lr"]):
+        tell(f"its rate is the {edge} of those tried: a better one may exist, and no gain over it is proven")
     header = ["ARM", "SPEED-UP", "95 %", "WALL", "LOSS", "EQUAL TOKENS", ""]
     print_table(header, [table_row(result, name) for name in result["arms"]], right=[1, 3, 4, 5])
     for path in written:

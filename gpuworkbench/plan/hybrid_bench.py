@@ -169,6 +169,20 @@ def summary_of_tuning(plan: BenchPlan, trials: Sequence[Trial]) -> dict[str, lis
     return result
 
 
+def edge_of_grid(tuning: Mapping[str, Sequence[Mapping[str, float | None]]], schedule: str, lr: float) -> str:
+    """Where the tuned rate lies among those tried: "lowest", "highest", "only", or "" between two others.
+
+    Between two others a valley was found; at an edge there may be a better rate beyond, and an arm that is faster than
+    such a baseline may only be a larger or smaller step in disguise. `tuning` is a `summary_of_tuning`.
+    """
+    rates = [row["lr"] for row in tuning.get(schedule, ())]
+    if not rates:
+        return ""
+    if len(rates) == 1:
+        return "only"
+    return "lowest" if lr == rates[0] else "highest" if lr == rates[-1] else ""
+
+
 def by_arm(trials: Iterable[Trial]) -> Mapping[str, list[Trial]]:
     """The trials of each arm, tuning left out."""
     result: dict[str, list[Trial]] = {}

@@ -21,6 +21,7 @@ from gpuworkbench.plan.hybrid_bench import (
     Trial,
     Tuned,
     Work,
+    edge_of_grid,
     grid_around,
     next_trials,
     steps_left,
@@ -113,6 +114,15 @@ def test_the_baseline_is_tuned_first_and_on_seeds_that_are_never_measured() -> N
     table = summary_of_tuning(plan, trials)
     assert [row["lr"] for row in table["linear"]] == sorted({t.lr for t in tuning if t.schedule == "linear"})
     assert min(row["val_loss"] or 9 for row in table["warmup_stable_decay"]) == tuned.val_loss
+
+
+@pytest.mark.parametrize(
+    ("rates", "edge"), [((0.1, 0.2), "lowest"), ((0.05, 0.1), "highest"), ((0.05, 0.1, 0.2), ""), ((0.1,), "only")]
+)
+def test_a_tuned_rate_at_the_edge_of_what_was_tried_is_told(rates: tuple[float, ...], edge: str) -> None:
+    tuning = {"linear": [{"lr": rate, "val_loss": abs(rate - 0.1)} for rate in rates]}
+    assert edge_of_grid(tuning, "linear", 0.1) == edge
+    assert edge_of_grid({}, "linear", 0.1) == ""  # not tuned
 
 
 def test_every_arm_is_trained_from_every_seed_at_every_budget_once() -> None:
