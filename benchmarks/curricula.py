@@ -6,7 +6,7 @@ A small GPT-2 on the standard library's text, one trainer process a run. For eve
 number of tokens; then every curriculum trains again on as many tokens as it gets through in the plain run's training
 time (the step times of that seed's runs; validation and start-up left out). The learning rate's schedule ends with each
 run. Differences are paired by seed: arm minus plain, below 0 is better. All runs take turns, seed by seed.
-Stored as benchmarks/results/curricula.json; `--markdown` prints the table of docs/curricula.md from it.
+Stored as benchmarks/results/curricula.json; `--markdown` prints it as a table.
 """
 
 from __future__ import annotations

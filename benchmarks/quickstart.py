@@ -2,7 +2,8 @@
 
     python -m benchmarks.quickstart [--run RUN_DIR]
 
-Records the trainer's time, step time, the loss along the way and the sample. Targets: about two
+Records the trainer's time, step time, the loss along the way and the sample, and the last validation loss of the same
+run without the hybrid trainer (not with --run). Targets: about two
 minutes on two cores, <= 0.2 s a step, loss down by >= 1 nat in 60 steps. Stored as benchmarks/results/quickstart.json.
 """
 
@@ -26,19 +27,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="describe a finished run (of `make run`, say) instead of training one")
     run = parser.parse_args().run
+    without = None
     with tempfile.TemporaryDirectory() as folder:
         environ = dict(os.environ)
         if run is None:
             environ["GPUWORKBENCH_CACHE_DIR"] = str(Path(folder) / "cache")
             run = Path(folder) / "runs" / "quickstart"
             where = ["--runs-dir", str(run.parent), "--run-id", run.name]
-            train = [sys.executable, "-m", "gpuworkbench", "--headless", "--preset", "quickstart", *where]
-            subprocess.run(train, env=environ, check=True)
+            train = [sys.executable, "-m", "gpuworkbench", "--headless", "--preset", "quickstart"]
+            subprocess.run([*train, *where], env=environ, check=True)
+            plain = run.with_name("plain")
+            where = ["--runs-dir", str(plain.parent), "--run-id", plain.name, "--set", "hybrid.enabled=false"]
+            subprocess.run([*train, *where], env=environ, check=True)
+            without = last_validation(events_of(plain))
         write = [sys.executable, "-m", "gpuworkbench", "sample", str(run), "--tokens", "80"]
         sample = subprocess.run(write, env=environ, check=True, capture_output=True, text=True).stdout
-        events = [msgspec.json.decode(line) for line in (run / "events.jsonl").read_bytes().splitlines()]
-    result = {"environment": environment("torch", "tokenizers", "tiktoken"), "results": measure(events, sample)}
+        results = measure(events_of(run), sample)
+    results["last_val_loss_without_prediction"] = without
+    result = {"environment": environment("torch", "tokenizers", "tiktoken"), "results": results}
     print(write_result("quickstart", result).read_text())
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    """A run's log."""
+    return [msgspec.json.decode(line) for line in (run / "events.jsonl").read_bytes().splitlines()]
+
+
+def last_validation(events: list[dict[str, Any]]) -> float:
+    """The last validation loss."""
+    return float([event["loss"] for event in events if event["type"] == "eval"][-1])
 
 
 def measure(events: list[dict[str, Any]], sample: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 def add_hybrid(parser: argparse.ArgumentParser) -> None:
     """The flags of `bench hybrid`."""
     what = _add_preset(parser, "what to train", "override a key in every arm")
-    what.add_argument("--seeds", type=_paired_seeds, default=5, metavar="N", help="measured seeds (5; 8 for a claim)")
+    what.add_argument("--seeds", type=_paired_seeds, default=5, metavar="N", help="measured seeds (5; a claim needs 5)")
     what.add_argument(
         "--budgets", type=_budgets, metavar="A,B,C,D", help="steps of a run (half to 1.4 times the preset's)"
     )
