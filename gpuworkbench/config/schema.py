@@ -125,7 +125,12 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     seed: Annotated[int, doc("seed of the initial weights and of dropout", ge=0, le=MAX_SEED)] = 1337
     grad_clip_norm: Annotated[float, doc("global gradient norm is clipped to this; 0 turns clipping off", ge=0.0)] = 1.0
     log_interval_steps: Annotated[
-        int, doc("on CUDA, steps between two reads of the scalars from the card", ge=1, le=MAX_STEPS)
+        int,
+        doc(
+            "on CUDA, steps between two reads of the scalars from the card (hybrid in exact mode: 1)",
+            ge=1,
+            le=MAX_STEPS,
+        ),
     ] = 1
     mode: (
         Annotated[Literal["exact", "fast"], doc("exact: resume is bit-identical; fast: fastest kernels. CPU: exact")]
@@ -328,6 +333,15 @@ class RunConfig(Section, frozen=True, kw_only=True):
     def tokens_per_step(self) -> int:
         """Training tokens one optimizer step consumes."""
         return self.train.micro_batch_size * self.train.grad_accum_steps * self.train_seq_len
+
+    @property
+    def steps_between_reads(self) -> int:
+        """Steps after which a card's losses and norms are read and logged.
+
+        In mode `exact` each one where the hybrid trainer is on: its advisers decide by what was read, and a stop or a
+        command reads early, so that a resumed run would decide otherwise than one that was left alone.
+        """
+        return 1 if self.hybrid.enabled and self.train.mode == "exact" else self.train.log_interval_steps
 
     @property
     def reserved_tokens(self) -> int:

@@ -113,7 +113,7 @@ class HybridTrainer:
         """Whether the coming update must be left out. On a card only where the scalars of each step are read anyway;
         never where backward has made it already."""
         config = self.context.config
-        reads = self.context.device.type == "cpu" or config.train.log_interval_steps == 1
+        reads = self.context.device.type == "cpu" or config.steps_between_reads == 1
         if not (reads and self.monitor.reads_each_step) or config.memory.optimizer_in_backward:
             return False
         return self.monitor.skips(self.context.step() + 1, float(loss), float(grad_norm))

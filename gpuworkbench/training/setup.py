@@ -178,7 +178,7 @@ def build_run(
             events,
             device,
             precisions=precisions,
-            interval_steps=config.train.log_interval_steps,
+            interval_steps=config.steps_between_reads,
         ),
         notices=[*(("data", text) for text in data.warnings), *notices],
     )

@@ -8,7 +8,10 @@ import pytest
 
 from gpuworkbench import registry
 from gpuworkbench.runs.paths import RunPaths
-from tests.fixtures.local_run import LocalRuns, final_tensors, killed
+from gpuworkbench.training.attempt import finish
+from gpuworkbench.training.controls import StopRequested
+from gpuworkbench.training.setup import TrainingRun
+from tests.fixtures.local_run import LocalRuns, final_tensors, killed, on_reaching
 
 STEPS = 26
 SETS: dict[str, Any] = {
@@ -102,3 +105,39 @@ def test_state_that_leaves_while_it_predicts_changes_nothing(
     assert any(event["accepted"] for event in local.events(plain, "prediction"))
     corrections = [*local.events(plain, "correction"), *local.events(plain, "micro_correction")]
     assert any(event["rolled_back"] for event in corrections) or not rolls_back
+
+
+def test_a_stop_that_reads_early_leaves_the_advisers_what_they_would_have_known(local: LocalRuns) -> None:
+    """As on a card, where losses are read every `steps_between_reads` steps, and by a stop at once."""
+    sets = {
+        "hybrid.enabled": True,
+        "hybrid.warmup_steps": 2,
+        "hybrid.full_steps": 30,
+        "train.max_steps": 40,
+        "train.log_interval_steps": 10,
+        "eval.interval_steps": 0,
+        "checkpoint.interval_steps": 0,
+    }
+
+    def opened(paths: RunPaths) -> TrainingRun:
+        run = local.open(paths)
+        run.telemetry.interval_steps = run.config.steps_between_reads
+        return run
+
+    def stop() -> None:
+        raise StopRequested("SIGTERM")
+
+    whole, stopped = local.create("whole", sets), local.create("stopped", sets)
+    for paths in (whole, stopped):
+        run = opened(paths)
+        run.hybrid.monitor.factor = 0.5  # as after a cut of the learning rate, which it then restores
+        if paths is stopped:
+            on_reaching(run, 13, stop)
+        finish(run)
+        run.events.close()
+    run = opened(stopped)
+    assert run.progress.step == 13
+    finish(run)
+    run.events.close()
+    assert local.losses(stopped) == local.losses(whole)
+    assert final_tensors(stopped, 40) == final_tensors(whole, 40)
