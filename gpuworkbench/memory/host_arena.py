@@ -50,8 +50,10 @@ class HostPool:
     """Arenas of CHUNK_BYTES, or of one slice that is larger; all slices become free when the last holder is gone."""
 
     def __init__(self, device: torch.device, on_unpinned: Callable[[], None] = lambda: None) -> None:
+        """`on_unpinned` hears of the first arena that the driver refuses to pin."""
         self.device = device
         self.on_unpinned = on_unpinned
+        self._is_refused = False
         self._chunks: list[HostArena] = []
         self._holders = 0
 
@@ -78,7 +80,8 @@ class HostPool:
             if found is not None:
                 return found
         chunk = HostArena(max(num_bytes, CHUNK_BYTES), self.device)
-        if self.device.type == "cuda" and not chunk.is_pinned:
+        if self.device.type == "cuda" and not chunk.is_pinned and not self._is_refused:
+            self._is_refused = True
             self.on_unpinned()
         self._chunks.append(chunk)
         found = chunk.take(num_bytes)
@@ -94,6 +97,13 @@ def aligned(num_bytes: int) -> int:
 def bytes_of(tensor: Tensor) -> Tensor:
     """The whole storage of `tensor` as (num_bytes,) uint8; no copy."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def is_last_holder(tensor: Tensor) -> bool:
+    """Whether nobody but `tensor` has its storage."""
+    functions: Any = torch._C
+    count: int = functions._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return count <= 2  # the tensor's own, and the Python object's that is asked
 
 
 def host_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
