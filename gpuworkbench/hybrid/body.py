@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from gpuworkbench.memory.host_arena import host_like
+from gpuworkbench.memory.host_arena import HostMemory
 from gpuworkbench.memory.weights import Weights
 
 Correct = Callable[[str, Tensor], Tensor]  # a weight's name and delta to the corrected delta
@@ -17,18 +17,18 @@ Correct = Callable[[str, Tensor], Tensor]  # a weight's name and delta to the co
 class Body:
     """Trainable parameters by name, each once (a tied weight has one name), read and written through `weights`.
 
-    With `state_device` on the host the arithmetic of predictors is done there: a weight comes over, its new value goes
-    back, and the card never holds more than one tensor's fp32 value beside the model.
+    With `host` predictor state lies there, `state_device` is the CPU and predictors compute on it: a weight comes over,
+    its new value goes back, and the card never holds more than one tensor's fp32 value beside the model.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Weights, state_device: torch.device, *, on_host: bool = False
+        self, model: nn.Module, weights: Weights, device: torch.device, host: HostMemory | None = None
     ) -> None:
-        """`on_host`: predictor state is the host's, where the model computes on a CPU too."""
-        self.on_host = on_host
+        """`device`: where the model computes, and predictor state lies without `host`."""
+        self.host = host
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = weights
-        self.state_device = state_device
+        self.state_device = device if host is None else torch.device("cpu")
         self._moved: list[Tensor] = []
         self._correct: Correct | None = None
 
@@ -60,20 +60,24 @@ class Body:
         finally:
             self._correct = None
 
-    def empty(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A tensor of the weight's shape where predictor state lives; on the host of a card, page-locked."""
-        return self.empty_like(self.parameters[name], dtype)
+    def like(
+        self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, *, again: str = ""
+    ) -> dict[str, Tensor]:
+        """Uninitialised tensors of these shapes where predictor state lies. `again`: see HostMemory.like."""
+        if self.host is not None:
+            return self.host.like(tensors, dtype, again=again)
+        return {
+            name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self.state_device)
+            for name, tensor in tensors.items()
+        }
 
-    def empty_like(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of this shape where predictor state lives."""
-        if self.on_host and tensor.device.type == "cpu":
-            return host_like(tensor, dtype)
-        pin = self.state_device.type == "cpu" and tensor.device.type == "cuda"
-        return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self.state_device, pin_memory=pin)
+    def slot(self, *, again: str = "") -> dict[str, Tensor]:
+        """An uninitialised fp32 tensor for each weight, where predictor state lies."""
+        return self.like(self.parameters, torch.float32, again=again)
 
-    def copies(self) -> dict[str, Tensor]:
+    def copies(self, *, again: str = "") -> dict[str, Tensor]:
         """The values now, as state of a predictor."""
-        return {name: self.empty(name).copy_(self.read(name)) for name in self.parameters}
+        return {name: copy.copy_(self.read(name)) for name, copy in self.slot(again=again).items()}
 
     def moved(self) -> float:
         """Euclidean length of all writes since the last call (one sync)."""

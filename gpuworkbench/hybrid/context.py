@@ -11,6 +11,7 @@ from torch import Tensor
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.hybrid.probe import Forward
 from gpuworkbench.memory.disk_copies import DiskCopies
+from gpuworkbench.memory.host_arena import HostMemory
 from gpuworkbench.memory.strategy import Strategy
 from gpuworkbench.memory.weights import Weights
 from gpuworkbench.models.base import LanguageModel
@@ -57,4 +58,5 @@ class HybridContext(NamedTuple):
     emit: Callable[..., Any]  # (event class, step=..., **fields)
     step: Callable[[], int]  # completed true steps
     flush: Callable[[], BadStep | None]  # reads the scalars of all steps, and tells `observe` of them
+    host: HostMemory | None = None  # where predictor state and undo copies lie, if not on the device
     undo_on_disk: DiskCopies | None = None  # where the copies that undo a jump go, if not in memory

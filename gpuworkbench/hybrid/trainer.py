@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpuworkbench.errors import CheckpointError
@@ -48,9 +47,7 @@ class HybridTrainer:
         hybrid = context.config.hybrid
         self.context = context
         self.config = hybrid
-        on_host = hybrid.state_device == "host"
-        device = torch.device("cpu") if on_host else context.device
-        self.body = Body(context.model, context.weights, device, on_host=on_host)
+        self.body = Body(context.model, context.weights, context.device, context.host)
         self.candidates = Candidates(self.body, hybrid, context.config.train.seed)
         self.controller = PhaseController(hybrid, averages=self.candidates.chosen.spec.averages)
         self.undo = JumpUndo(self.body, context.optimizer, context.undo_on_disk)

@@ -21,8 +21,8 @@ NOT_UNDOABLE = "there is no room for what a jump would be undone from"
 class JumpUndo:
     """Copies of every tensor that holds a trainable weight or its optimizer state; nothing between two jumps.
 
-    They lie where predictor state does, or on `disk`. Once made they are never written to: a checkpoint may still hold
-    them when the next are made.
+    They lie where predictor state does, or on `disk`. As long as somebody holds them they are not written to: a
+    checkpoint may still, when the next are made. Pinned memory is kept for the next ones.
     """
 
     version = 1
@@ -88,7 +88,9 @@ class JumpUndo:
     def _copied(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.disk is not None:
             return self.disk.copy(live)
-        copies = {name: self.body.empty_like(tensor).copy_(tensor, non_blocking=True) for name, tensor in live.items()}
+        copies = self.body.like(live, again="undo")
+        for name, tensor in live.items():
+            copies[name].copy_(tensor, non_blocking=True)
         self._settle()
         return copies
 
@@ -109,7 +111,7 @@ class JumpUndo:
                     yield f"optimizer/{key}/{name}", value
 
     def _settle(self) -> None:
-        """Wait for copies to the host: what they are taken from changes next."""
+        """Wait for copies to the host, which have come to pageable memory already."""
         if self.body.state_device.type == "cpu" and torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
 

@@ -83,7 +83,7 @@ class WeightAverage(NoAverage):
         self.average = {}
         if part.tensors:
             check_names("averages", self.body.parameters, part.tensors)
-            self.average = {name: self.body.empty(name).copy_(part.tensors[name]) for name in self.body.parameters}
+            self.average = {name: average.copy_(part.tensors[name]) for name, average in self.body.slot().items()}
 
     def reset(self) -> None:
         """As before the first step."""

@@ -10,7 +10,7 @@ for autograd: inputs of blocks (what selective caches stays). Not with a compile
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.events.schema import Offload
 from gpuworkbench.events.schema import Warning as WarningEvent
-from gpuworkbench.memory.host_arena import HostPool, bytes_of, poison
+from gpuworkbench.memory.host_arena import HostPool, bytes_of, is_last_holder, poison
 from gpuworkbench.memory.strategy import Strategy, StrategyContext
 from gpuworkbench.memory.transfer import Mover, Transfer
 from gpuworkbench.models.base import CallBlock, LanguageModel, plain_block_call
@@ -63,7 +63,12 @@ class BlockStore:
         owner.pool.hold()
 
     def __del__(self) -> None:
-        self.owner.pool.release()
+        try:
+            for transfer in (self._out, self._back):
+                if transfer is not None:
+                    transfer.wait()  # where backward never came: its host memory is another's next
+        finally:
+            self.owner.pool.release()
 
     def pack(self, tensor: Tensor) -> Saved | Tensor:
         """Autograd wants to keep `tensor`."""
@@ -101,7 +106,7 @@ class BlockStore:
             return
         self._out.wait()
         for source in self._sources:
-            if self.owner.device.type == "cpu" and source.data_ptr() not in self._kept and _is_last_holder(source):
+            if self.owner.device.type == "cpu" and source.data_ptr() not in self._kept and is_last_holder(source):
                 poison(source)
         self._sources.clear()
 
@@ -178,7 +183,9 @@ class ActivationOffload(Strategy):
         """(B, T, C) -> (B, T, C)."""
         if not torch.is_grad_enabled():
             return self.inner(layer, block, x)
-        before = self._last if layer > 0 else None
+        if layer == 0:
+            self._last = None  # what its backward still needs, the graph holds; else the next has its host memory
+        before = self._last
         store = BlockStore(self, before, x, stays=layer == self._n_blocks - 1)
         with torch.autograd.graph.saved_tensors_hooks(store.pack, store.unpack):
             y = self.inner(layer, block, x)
@@ -243,10 +250,3 @@ class ActivationOffload(Strategy):
             message="the driver refuses to pin the host memory that activations wait in",
             hint="they move through pageable memory: slower, and the same values",
         )
-
-
-def _is_last_holder(source: Tensor) -> bool:
-    """Whether nobody but `source` has its storage."""
-    functions: Any = torch._C
-    count: int = functions._storage_Use_Count(source.untyped_storage()._cdata)
-    return count <= 2  # the tensor's own, and the Python object's that is asked

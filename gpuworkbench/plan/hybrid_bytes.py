@@ -1,6 +1,7 @@
 """Bytes of the hybrid trainer: a predictor's state, the copy that undoes a jump, and what is on its way to the host.
 
 With `hybrid.state_device = "host"` all of it is host memory, and passes through the device one parameter at a time.
+Each tensor there begins at a multiple of 512 bytes; what that adds, and step counts, are left out.
 With `hybrid.undo_storage = "disk"` undo is a file: what the system caches of it, it gives up when memory is short.
 """
 

@@ -36,7 +36,7 @@ from gpuworkbench.training.device import Device, set_up_device
 from gpuworkbench.training.evaluate import Rows
 from gpuworkbench.training.optim import build_optimizer
 from gpuworkbench.training.phases import Phases
-from gpuworkbench.training.prediction import add_average, add_hybrid
+from gpuworkbench.training.prediction import add_prediction
 from gpuworkbench.training.pretrained import Loaded, make_model
 from gpuworkbench.training.settings import LiveSettings
 from gpuworkbench.training.state import ModelState, OptimizerState, Progress, RngState, ScalerState
@@ -182,8 +182,7 @@ def build_run(
         ),
         notices=[*(("data", text) for text in data.warnings), *notices],
     )
-    add_hybrid(run)
-    add_average(run)
+    add_prediction(run)
     return run
 
 

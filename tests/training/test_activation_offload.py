@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,11 +14,15 @@ from torch import Tensor
 
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.errors import ConfigError
+from gpuworkbench.memory import host_arena
 from gpuworkbench.memory.activation_checkpointing import ActivationCheckpointing
 from gpuworkbench.memory.activation_offload import ActivationOffload
 from gpuworkbench.memory.strategy import StrategyContext
 from gpuworkbench.memory.tensor_bytes import TensorBytes
+from gpuworkbench.memory.transfer import Copies, Mover, Transfer
+from gpuworkbench.models.base import plain_block_call
 from gpuworkbench.models.gpt2 import Gpt2
+from gpuworkbench.training.attempt import finish
 from tests.fixtures.local_run import LocalRuns, final_tensors
 
 TOKENS = torch.randint(192, (4, 64), generator=torch.Generator().manual_seed(1))
@@ -58,6 +66,102 @@ def test_gradients_are_those_of_the_plain_pass(checkpointing: str, dropout: floa
     found = gradients(model, bf16=bf16, passes=2)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert strategy.pool.num_bytes > 0
+
+
+@pytest.fixture
+def exact_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host memory grows by what is asked for, so that it tells how much that is."""
+    monkeypatch.setattr(host_arena, "CHUNK_BYTES", 1)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What goes, goes by reference counts alone."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("exact_chunks", "no_collector")
+@pytest.mark.parametrize("checkpointing", ["", "all", "every_n", "selective"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_micro_batches_of_a_step_take_the_host_memory_of_one(checkpointing: str, bf16: bool) -> None:
+    taken = []
+    for passes in (1, 2, 8):
+        model = model_of(dropout=0.1)
+        strategy, _ = offload(model, checkpointing)
+        gradients(model, bf16=bf16, passes=passes)
+        taken.append(strategy.pool.num_bytes)
+    assert taken == [taken[0]] * 3
+    assert taken[0] > 0
+
+
+@pytest.mark.usefixtures("exact_chunks", "no_collector")
+def test_a_pass_whose_backward_is_still_to_come_keeps_its_host_memory() -> None:
+    """The next one takes its own, and so does a validation between them nothing."""
+    plain = model_of()
+    sum(plain(TOKENS.roll(shift), TOKENS) for shift in range(3)).backward()  # type: ignore[union-attr]
+    model = model_of()
+    strategy, _ = offload(model)
+    losses, taken = [], []
+    for shift in range(3):
+        losses.append(model(TOKENS.roll(shift), TOKENS))
+        taken.append(strategy.pool.num_bytes)
+        with torch.no_grad():
+            model(TOKENS, TOKENS)
+    assert taken == [taken[0], 2 * taken[0], 3 * taken[0]]
+    sum(losses).backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    model(TOKENS, TOKENS).backward()
+    assert strategy.pool.num_bytes == taken[-1], "all of it is free again"
+
+
+@pytest.mark.usefixtures("exact_chunks", "no_collector")
+def test_a_pass_that_is_given_up_writes_into_no_other_ones_host_memory() -> None:
+    """Its copies may still be under way when the next pass begins."""
+    expected = gradients(model_of())
+    model = model_of()
+    strategy, _ = offload(model)
+    slow = SlowMover(torch.device("cpu"))
+    strategy._mover = slow
+    inner, strategy.inner = strategy.inner, fails_at_layer_1
+    with contextlib.suppress(RuntimeError):
+        model(TOKENS.roll(1), TOKENS)
+    taken = strategy.pool.num_bytes
+    strategy.inner, slow.seconds = inner, 0.0
+    torch.manual_seed(5)
+    loss = model(TOKENS, TOKENS)
+    time.sleep(2 * SlowMover.seconds)
+    loss.backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert strategy.pool.num_bytes == 3 * taken, "all blocks but the last, the first of them where it was before"
+
+
+class SlowMover(Mover):
+    """Copies that take their time."""
+
+    seconds = 0.3
+
+    def start(self, copies: Copies) -> Transfer:
+        return super().start(Late(copies, self.seconds))  # type: ignore[arg-type]
+
+
+class Late:
+    """Pairs to copy that come after a while."""
+
+    def __init__(self, copies: Copies, seconds: float) -> None:
+        self.copies, self.seconds = copies, seconds
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        time.sleep(self.seconds)
+        return iter(self.copies)
+
+
+def fails_at_layer_1(layer: int, block: torch.nn.Module, x: Tensor) -> Tensor:
+    if layer == 1:
+        raise RuntimeError("given up")
+    return plain_block_call(layer, block, x)
 
 
 def test_what_it_moves_is_what_the_formula_says() -> None:
@@ -152,6 +256,22 @@ def test_a_run_is_the_same_bit_for_bit(local: LocalRuns) -> None:
         (op, step) for step in (1, 2, 3, 4) for op in ("offload", "restore")
     ]
     assert all(event["num_bytes"] > 0 for event in events)
+
+
+@pytest.mark.usefixtures("exact_chunks")
+def test_an_accumulated_step_of_a_run_takes_the_host_memory_of_a_micro_batch(local: LocalRuns) -> None:
+    taken = {}
+    for accumulation in (1, 4):
+        sets = {"train.max_steps": 3, "model.seq_len": 64, "model.n_layer": 3, "memory.activation_offload": True}
+        sets |= {"train.micro_batch_size": 2, "train.grad_accum_steps": accumulation, "eval.interval_steps": 1}
+        run = local.open(local.create(f"accumulated-{accumulation}", sets))
+        assert finish(run).exit_code == 0
+        run.events.close()
+        strategy = next(each for each in run.strategies if isinstance(each, ActivationOffload))
+        taken[accumulation] = strategy.pool.num_bytes
+        moved = [event["num_bytes"] for event in local.events(run.paths, "offload") if event["op"] == "offload"]
+        assert moved == [accumulation * taken[accumulation]] * 3
+    assert taken[4] == taken[1] > 0
 
 
 def test_a_compiled_model_is_refused(local: LocalRuns) -> None:

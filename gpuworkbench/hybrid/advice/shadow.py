@@ -95,12 +95,11 @@ class ShadowAdvice(NoAdvice):
     def _propose(self, candidate: Candidate, step: int) -> None:
         names = self.body.parameters
         raw = {name: [t.clone() for t in self.body.weights.raw(p)] for name, p in names.items()}
-        self.slots["start"] = self.body.copies()
+        self.slots["start"] = self.body.copies(again="shadow start")
         candidate.predictor.propose(self.horizon, step)
         self.body.moved()
-        self.slots["predicted"] = {
-            name: self.body.empty(name).copy_(self.body.read(name)).sub_(self.slots["start"][name]) for name in names
-        }
+        predicted = self.body.copies(again="shadow predicted")
+        self.slots["predicted"] = {name: moved.sub_(self.slots["start"][name]) for name, moved in predicted.items()}
         for name, parameter in names.items():
             for tensor, copy in zip(self.body.weights.raw(parameter), raw[name], strict=True):
                 tensor.copy_(copy)
@@ -152,4 +151,8 @@ class ShadowAdvice(NoAdvice):
             _, kind, name = full_name.split("/", 2)
             if kind not in KINDS or name not in self.body.parameters:
                 raise CheckpointError(f"shadow proposal {full_name!r} does not belong to this run")
-            self.slots.setdefault(kind, {})[name] = self.body.empty(name).copy_(saved)
+            if kind not in self.slots:
+                self.slots[kind] = self.body.slot(again=f"shadow {kind}")
+            self.slots[kind][name].copy_(saved)
+        if len(waiting) != len(self.slots) * len(self.body.parameters):
+            raise CheckpointError("the shadow proposal of the checkpoint is not complete")

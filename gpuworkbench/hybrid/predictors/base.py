@@ -96,14 +96,16 @@ class Predictor:
         values = dict(part.values)
         if values.pop("predictor") != self.config.predictor:
             return
+        found: dict[str, int] = {}
         for full_name, saved in part.tensors.items():
             kind, _, name = full_name.partition(_SEPARATOR)
             parameter = self.body.parameters.get(name)
             if kind not in self.kinds or parameter is None or saved.shape != parameter.shape:
                 raise CheckpointError(f"predictor state {full_name!r} {tuple(saved.shape)} does not belong to this run")
-            self.slots.setdefault(kind, {})[name] = self.body.empty(name).copy_(saved)
-        for kind, slot in self.slots.items():
-            if len(slot) != len(self.body.parameters):
-                raise CheckpointError("predictor state is not complete")
-            self.slots[kind] = {name: slot[name] for name in self.body.parameters}  # sums depend on the order
+            if kind not in self.slots:
+                self.slots[kind] = self.body.slot()
+            self.slots[kind][name].copy_(saved)
+            found[kind] = found.get(kind, 0) + 1
+        if any(number != len(self.body.parameters) for number in found.values()):
+            raise CheckpointError("predictor state is not complete")
         self.numbers = {name: int(value) for name, value in values.items()}

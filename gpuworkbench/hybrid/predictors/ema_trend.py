@@ -34,7 +34,7 @@ class EmaTrend(Predictor):
         """Every `stride` steps the displacement since the last look joins the trend."""
         if not self.slots:
             self._look(step)
-            self.slots["trend"] = {name: self.body.empty(name).zero_() for name in self.body.parameters}
+            self.slots["trend"] = {name: trend.zero_() for name, trend in self.body.slot().items()}
             self.numbers["count"] = 0
         self.numbers["step"] = step
         steps = step - self.numbers["before_step"]

@@ -52,8 +52,7 @@ class OuterNesterov(Predictor):
 
     def _start(self) -> None:
         self.keep("slow")
-        momentum = self.slots.setdefault("momentum", {})
-        for name in self.body.parameters:
-            if name not in momentum:
-                momentum[name] = self.body.empty(name)
-            momentum[name].zero_()
+        if "momentum" not in self.slots:
+            self.slots["momentum"] = self.body.slot()
+        for momentum in self.slots["momentum"].values():
+            momentum.zero_()

@@ -96,11 +96,10 @@ class Subspace(Predictor):
     @torch.no_grad()
     def _add_displacement(self) -> None:
         kind = f"d{self.numbers['count'] % MAX_DISPLACEMENTS}"
-        slot = self.slots.setdefault(kind, {})
+        if kind not in self.slots:
+            self.slots[kind] = self.body.slot()
         for name, before in self.slots["before"].items():
-            if name not in slot:
-                slot[name] = self.body.empty(name)
-            torch.sub(self.body.read(name), before, out=slot[name])
+            torch.sub(self.body.read(name), before, out=self.slots[kind][name])
         self.numbers["count"] += 1
 
     def _look(self, step: int) -> None:
