@@ -49,6 +49,7 @@ def test_a_few_parts_on_a_cpu_and_a_second_call_that_keeps_them(tmp_path: Path) 
     assert report(out)["parts"]["memory/rtx5080_1b"] == memory
 
 
+@pytest.mark.timeout(660)
 def test_what_moves_changes_no_bit_and_a_hybrid_preset_makes_its_jump(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     moved = ("predict_aware", "activation_offload", "undo_on_disk", "dynamics")
