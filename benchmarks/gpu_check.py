@@ -57,16 +57,21 @@ PARTS: Mapping[str, Part] = dict(
         ("correctness", Part("correctness:correctness", 60, "GPT-2 on the card against fp32 on the CPU")),
         ("speed/gpt2_small", Part("speed:gpt2_small", 90, "124M, 16 x 1024: tok/s, MFU, peak, torch.compile")),
         ("resume", Part("exactness:kill_and_resume", 90, "kill -9 and resume, bit for bit")),
-        _under_cap("rtx5080_1b", 16, 60),
+        _under_cap("rtx5080_1b", 16, 75),
         ("out_of_memory", Part("memory:out_of_memory", 60, "a full card: classified, fixed, resumed")),
         ("speed/1b", Part("speed:flagship", 120, "985M: tok/s, MFU, peak, torch.compile")),
         ("transfers", Part("transfers:bandwidth", 45, "card to host and back: GB/s, overlap, exactness")),
         _under_cap("rtx5080_gpt2_medium", 16),
         _under_cap("rtx5080_gpt2_small_baseline", 16, 30),
+        _under_cap("rtx5080_gpt2_small_hybrid", 16, 30),  # alone has what jumps need on the card
         _under_cap("rtx4090_gpt2_small", 24),
         ("offload", Part("exactness:streamed_state", 60, "optimizer state streamed from the host")),
         ("packed", Part("exactness:packed_optimizer", 75, "packed AdamW against fp32 AdamW")),
         ("hybrid", Part("exactness:hybrid", 90, "predictions taken and undone; kill and resume")),
+        ("predict_aware", Part("moved:predict_aware", 90, "optimizer state away during jumps, predictor on the host")),
+        ("activation_offload", Part("moved:activation_offload", 60, "activations through pinned host memory, exactly")),
+        ("undo_on_disk", Part("moved:undo_on_disk", 60, "jumps undone from disk as from memory")),
+        ("dynamics", Part("moved:dynamics_on_device", 60, "the dynamics model on the card, in exact mode")),
         _under_cap("rtx5080_gpt2_xl", 16),
     ]
 )
@@ -75,7 +80,6 @@ CARD_PRESETS_LATER = {
     "rtx5080_1b_exact": 16,
     "rtx4060ti_1b": 8,
     "rtx5080_gpt2_small_memory": 16,
-    "rtx5080_gpt2_small_hybrid": 16,
 }
 
 

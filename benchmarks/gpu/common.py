@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -17,6 +17,7 @@ from gpuworkbench.config.presets import load_preset, request
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import dump_toml
 from gpuworkbench.data import prepare
+from gpuworkbench.errors import DoesNotFitError
 from gpuworkbench.events.reader import EventReader
 from gpuworkbench.events.schema import AnyEvent
 from gpuworkbench.events.writer import EventWriter
@@ -27,12 +28,14 @@ from gpuworkbench.runs.create import create_run
 from gpuworkbench.runs.heartbeat import HeartbeatWriter
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.runs.tail import last_attempt
-from gpuworkbench.training.attempt import open_run
+from gpuworkbench.training.attempt import Outcome, finish, open_run
 from gpuworkbench.training.controls import Signals
 from gpuworkbench.training.loop import train_one_step
+from gpuworkbench.training.memory_errors import let_go
 from gpuworkbench.training.setup import TrainingRun
 
 Sets = Mapping[str, Any]
+T = TypeVar("T")
 
 # No network and no tokenizer: token ids from a Markov chain over the published vocabulary.
 NO_DOWNLOAD: Sets = {
@@ -56,7 +59,6 @@ SMALL: Sets = {
     "data.synthetic_tokens": 100_000,
     "train.seq_len": 64,
     "train.micro_batch_size": 2,
-    "train.grad_accum_steps": 1,
     "train.threads": 1,
 }
 
@@ -103,10 +105,37 @@ def new_run(place: Place, name: str, preset: str, sets: Sets | None = None, *, s
     return create_run(place.root / "runs", name, load_preset(preset).text, dump_toml(resolve(config, data, choice)))
 
 
-def opened(paths: RunPaths) -> TrainingRun:
-    """The run right before the first step of a new attempt, in this process."""
+def attempted(paths: RunPaths, work: Callable[[TrainingRun], T]) -> T:
+    """What `work` returns for the run right before the first step of a new attempt.
+
+    Nothing of the run is alive afterwards, on the card neither: a run is cyclic, and would wait for the collector.
+    `work` keeps nothing of it.
+    """
     events = EventWriter(paths.events, attempt=(last_attempt(paths.events) or 0) + 1)
-    return open_run(paths, events, HeartbeatWriter(paths.heartbeat), Signals())
+    try:
+        return _worked(open_run(paths, events, HeartbeatWriter(paths.heartbeat), Signals()), work)
+    except BaseException as error:
+        let_go(error)  # the frames it came through hold the run
+        raise
+    finally:
+        events.close()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _worked(run: TrainingRun, work: Callable[[TrainingRun], T]) -> T:
+    try:
+        return work(run)
+    finally:
+        run.checkpointer.wait()
+
+
+def ended(paths: RunPaths) -> Outcome:
+    """How a new attempt at the run ended; one that cannot even be built has ended as the trainer says it."""
+    try:
+        return attempted(paths, finish)
+    except DoesNotFitError as error:
+        return Outcome(0, "failed", error.exit_code, error.message)
 
 
 def events_of(paths: RunPaths, cls: type[AnyEvent]) -> list[Any]:
@@ -115,20 +144,6 @@ def events_of(paths: RunPaths, cls: type[AnyEvent]) -> list[Any]:
     while batch := reader.poll():
         found += [event for event in batch if isinstance(event, cls)]
     return found
-
-
-def close(run: TrainingRun) -> None:
-    """Free what the run holds, on the card too."""
-    run.checkpointer.wait()
-    run.events.close()
-    run.optimizer.state.clear()
-    run.optimizer.param_groups.clear()
-    run.parts.clear()
-    for parameter in run.model.parameters():
-        parameter.grad = None
-        parameter.data = torch.empty(0)
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def wait_for_card(place: Place) -> None:

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from benchmarks.gpu.common import Place, Sets, Skipped, close, events_of, new_run, opened
+from benchmarks.gpu.common import Place, Sets, Skipped, attempted, events_of, new_run
 from gpuworkbench.errors import ConfigError, WorkbenchError
 from gpuworkbench.events.schema import Offload, Prediction, RunStarted, Step
 from gpuworkbench.runs.paths import RunPaths
 from gpuworkbench.training.attempt import finish
 from gpuworkbench.training.loop import train_one_step
+from gpuworkbench.training.setup import TrainingRun
 
+T = TypeVar("T")
 STEPS, KILLED_AT = 60, 13
 MODEL: Sets = {
     "model.vocab_size": 4096,
@@ -38,10 +40,10 @@ STREAMED_TOLERANCE = 1e-3  # its arithmetic is torch's AdamW step by step, the o
 
 def kill_and_resume(place: Place) -> dict[str, Any]:
     """A trainer killed in the midst of its run and resumed ends with the bytes of one that was left alone."""
-    return _killed_equals_whole(place, "plain", {})
+    return killed_equals_whole(place, "plain", {})
 
 
-def _killed_equals_whole(place: Place, name: str, sets: Sets) -> dict[str, Any]:
+def killed_equals_whole(place: Place, name: str, sets: Sets) -> dict[str, Any]:
     """Three trainer processes: one whole run; one killed with SIGKILL after KILLED_AT steps, and its resume."""
     whole, killed = (new_run(place, f"{name}-{kind}", PRESET, {**MODEL, **sets}, steps=STEPS) for kind in ("a", "b"))
     first = _trainer(whole)
@@ -60,7 +62,7 @@ def _killed_equals_whole(place: Place, name: str, sets: Sets) -> dict[str, Any]:
     if _trainer(killed).wait() != 0:
         raise AssertionError(f"the resume failed: {_log_end(killed)}")
     losses = [{step.step: step.loss for step in events_of(paths, Step)} for paths in (whole, killed)]
-    tensors = [_tensors(paths) for paths in (whole, killed)]
+    tensors = [tensors_at(paths, STEPS) for paths in (whole, killed)]
     result = {
         "steps": STEPS,
         "killed_at_step": reached,
@@ -83,8 +85,9 @@ def _log_end(paths: RunPaths) -> str:
     return paths.trainer_log.read_text(errors="replace")[-600:]
 
 
-def _tensors(paths: RunPaths) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(paths.checkpoint(STEPS)).glob("*.safetensors")}
+def tensors_at(paths: RunPaths, step: int) -> dict[str, bytes]:
+    """A checkpoint's tensor files by name."""
+    return {path.name: path.read_bytes() for path in paths.checkpoint(step).glob("*.safetensors")}
 
 
 def streamed_state(place: Place) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def streamed_state(place: Place) -> dict[str, Any]:
     results = {}
     for name, offload in (("on-card", "none"), ("streamed", "streamed")):
         sets = {**MODEL, "model.n_layer": 8, "memory.optimizer_offload": offload}
-        paths = _run_to_its_end(place, f"offload-{name}", sets)
+        paths = run_to_its_end(place, f"offload-{name}", sets)
         steps, moved = events_of(paths, Step), events_of(paths, Offload)
         results[name] = {
             "losses": [step.loss for step in steps],
@@ -121,20 +124,10 @@ def packed_optimizer(place: Place) -> dict[str, Any]:
     steps = 20 if place.is_small else 300
     found: dict[str, Any] = {}
     for name, sets in (("fp32", {}), ("packed", {"memory.packed_optimizer": True, "memory.weights": "bf16"})):
-        paths = _new_run_or_skip(
+        paths = new_run_or_skip(
             place, f"adamw-{name}", {**MODEL, "model.dropout": 0.0, "train.grad_accum_steps": 1, **sets}, steps
         )
-        run = _opened_or_skip(paths)
-        for _ in range(steps):
-            train_one_step(run)
-        run.telemetry.flush()
-        n_params = sum(parameter.numel() for parameter in run.trainable)
-        state = run.parts["optimizer"].state().tensors.values()
-        found[name] = {
-            "state_bytes_per_param": sum(tensor.nbytes for tensor in state) / n_params,
-            "weight_bytes_per_param": sum(p.nbytes for p in run.trainable) / n_params,
-        }
-        close(run)
+        found[name] = attempted_or_skip(paths, lambda run: _bytes_after(run, steps))
         losses = [step.loss for step in events_of(paths, Step)]
         found[name] |= {"losses": losses, "final_loss": sum(losses[-steps // 10 :]) / len(losses[-steps // 10 :])}
         place.note(found)
@@ -143,6 +136,19 @@ def packed_optimizer(place: Place) -> dict[str, Any]:
         raise Skipped(f"this version does not pack: {per_param:.1f} bytes a parameter with memory.packed_optimizer")
     gap = found["packed"]["final_loss"] / found["fp32"]["final_loss"] - 1
     return {**found, "gap": gap, "headline": f"{per_param:.2f} B/param, loss {gap:+.2%} after {steps} steps"}
+
+
+def _bytes_after(run: TrainingRun, steps: int) -> dict[str, float]:
+    """Bytes a parameter, of state and weights, when `steps` steps are done."""
+    for _ in range(steps):
+        train_one_step(run)
+    run.telemetry.flush()
+    n_params = sum(parameter.numel() for parameter in run.trainable)
+    state = run.parts["optimizer"].state().tensors.values()
+    return {
+        "state_bytes_per_param": sum(tensor.nbytes for tensor in state) / n_params,
+        "weight_bytes_per_param": sum(parameter.nbytes for parameter in run.trainable) / n_params,
+    }
 
 
 def hybrid(place: Place) -> dict[str, Any]:
@@ -155,8 +161,8 @@ def hybrid(place: Place) -> dict[str, Any]:
         "hybrid.max_predict_steps": 2,
         "hybrid.exploration": 2,
     }
-    close(_opened_or_skip(_new_run_or_skip(place, "hybrid-probe", {**MODEL, **sets}, STEPS)))
-    result = _killed_equals_whole(place, "hybrid", sets)
+    attempted_or_skip(new_run_or_skip(place, "hybrid-probe", {**MODEL, **sets}, STEPS), lambda run: None)
+    result = killed_equals_whole(place, "hybrid", sets)
     predictions = events_of(RunPaths(place.root / "runs" / "hybrid-a"), Prediction)
     accepted = sum(event.accepted for event in predictions)
     counts = {"accepted": accepted, "rejected": len(predictions) - accepted}
@@ -164,27 +170,35 @@ def hybrid(place: Place) -> dict[str, Any]:
     return {**result, **counts, "headline": headline}
 
 
-def _new_run_or_skip(place: Place, name: str, sets: Sets, steps: int) -> RunPaths:
+def new_run_or_skip(place: Place, name: str, sets: Sets, steps: int) -> RunPaths:
+    """A new run of the small model, where this version takes its configuration."""
     try:
         return new_run(place, name, PRESET, sets, steps=steps)
     except ConfigError as error:
         raise Skipped(f"refused by this version: {error.message}") from None
 
 
-def _opened_or_skip(paths: RunPaths) -> Any:
+def attempted_or_skip(paths: RunPaths, work: Callable[[TrainingRun], T]) -> T:
+    """As `attempted`, where this version takes the run's configuration."""
     try:
-        return opened(paths)
+        return attempted(paths, work)
     except WorkbenchError as error:
         raise Skipped(f"refused by this version: {error.message}") from None
 
 
-def _run_to_its_end(place: Place, name: str, sets: Sets) -> RunPaths:
-    paths = _new_run_or_skip(place, name, sets, STEPS)
-    run = _opened_or_skip(paths)
-    outcome = finish(run)
+def run_to_its_end(place: Place, name: str, sets: Sets, steps: int = STEPS) -> RunPaths:
+    """A run trained in this process. Raises AssertionError where it does not come to its end."""
+    return observed_to_its_end(place, name, sets, lambda run: None, steps)[0]
+
+
+def observed_to_its_end(
+    place: Place, name: str, sets: Sets, look: Callable[[TrainingRun], T], steps: int = STEPS
+) -> tuple[RunPaths, T]:
+    """The run and what `look` sees of it when it has ended."""
+    paths = new_run_or_skip(place, name, sets, steps)
+    outcome, seen = attempted_or_skip(paths, lambda run: (finish(run), look(run)))
     if outcome.exit_code != 0:
         raise AssertionError(f"{name}: {outcome.reason}")
     if not events_of(paths, RunStarted):
         raise AssertionError(f"{name}: no run_started event")
-    close(run)
-    return paths
+    return paths, seen

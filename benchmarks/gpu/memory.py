@@ -7,23 +7,49 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import Place, Skipped, close, events_of, needs_card, new_run, opened, plain, wait_for_card
-from gpuworkbench.events.schema import ConfigChanged, Error, Eval
+from benchmarks.gpu.common import (
+    Place,
+    Sets,
+    Skipped,
+    attempted,
+    configured,
+    ended,
+    events_of,
+    needs_card,
+    new_run,
+    plain,
+    wait_for_card,
+)
+from gpuworkbench.errors import WorkbenchError
+from gpuworkbench.events.schema import ConfigChanged, Correction, Error, Eval, MicroCorrection, Prediction
 from gpuworkbench.events.schema import Warning as WarningEvent
 from gpuworkbench.launch.resume import resume, run_config
 from gpuworkbench.plan.analytic import CUDA_CONTEXT_BYTES, estimate
 from gpuworkbench.runs.paths import RunPaths
-from gpuworkbench.training.attempt import finish
 from gpuworkbench.training.loop import train_one_step
-from gpuworkbench.training.memory_errors import first_line, is_out_of_memory, let_go
+from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
+from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.units import GIB, format_bytes
 
-STEPS = 3
+STEPS, MAX_STEPS = 3, 10
 MICRO_BATCHES = 4  # of one step: how many there are does not change the peak, only the time
+# A jump as early as there can be one: after a step of warm-up and a full phase, judged after one more true step.
+EARLY_JUMP: Sets = {
+    "hybrid.warmup_steps": 1,
+    "hybrid.full_steps": 3,
+    "hybrid.max_predict_steps": 2,
+    "hybrid.correct_steps": 1,
+    "hybrid.exploration": 1,
+}
+MOST_FIXES = 6
+STEPS_TO_JUDGEMENT = 6  # it is judged before the last of them
 
 
 def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any]:
-    """The allocator's peak over three steps against the plan, on a card of `cap_gib` (simulated, unless it is one)."""
+    """The allocator's peak over a few steps against the plan, on a card of `cap_gib` (simulated, unless it is one).
+
+    A hybrid run makes its first jump within them, and judges it: what the plan counts for both is there.
+    """
     sets: dict[str, Any] = {"train.grad_accum_steps": MICRO_BATCHES, "train.log_interval_steps": 1}
     if place.is_cuda:
         total_gib = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -31,7 +57,9 @@ def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any
             raise Skipped(f"this card has {total_gib:.1f} GiB")
         if total_gib > cap_gib:  # a card of 16 GB has a little less than 16 GiB: nothing to simulate
             sets["device.memory_limit_gib"] = cap_gib
-    paths = new_run(place, f"memory-{preset}", preset, sets, steps=10)
+    is_hybrid = configured(place, preset, sets, MAX_STEPS).hybrid.enabled
+    sets |= EARLY_JUMP if is_hybrid else {}
+    paths = new_run(place, f"memory-{preset}", preset, sets, steps=MAX_STEPS)
     config = run_config(paths)
     planned = estimate(config, kind=place.device)
     assert planned is not None
@@ -49,23 +77,36 @@ def preset_under_cap(place: Place, preset: str, cap_gib: float) -> dict[str, Any
     where = config.simulated_card or ("this card" if place.is_cuda else "host")
     place.note(result)
     try:
-        run = opened(paths)
-        for _ in range(STEPS):
-            train_one_step(run)
-            wait_for_card(place)
+        peaks = attempted(paths, lambda run: _stepped(place, run, STEPS_TO_JUDGEMENT if is_hybrid else STEPS))
     except Exception as error:
         if not is_out_of_memory(getattr(error, "__cause__", None) or error) and "do not fit" not in str(error):
             raise
-        let_go(error)
         said = "as planned" if not planned_to_fit else f"though planned at {format_bytes(planned.total_bytes)}"
         headline = f"{where}: does not fit, {said}"
         return {**result, "fits": False, "agrees": not planned_to_fit, "error": first_line(error), "headline": headline}
-    result |= _peaks(place)
-    close(run)
+    result |= peaks
+    if is_hybrid:
+        result |= _jumps(paths)
     peak, plan = result["peak_bytes"], result["planned_allocator_bytes" if place.is_cuda else "planned_host_bytes"]
     share = peak / plan - 1
     headline = f"{where}: peak {format_bytes(peak)}, plan {format_bytes(plan)} ({share:+.1%})"
+    headline += f", {result['jumps_made']} jump(s), {result['jumps_judged']} judged" if is_hybrid else ""
     return {**result, "fits": True, "agrees": planned_to_fit, "peak_over_plan": share, "headline": headline}
+
+
+def _stepped(place: Place, run: TrainingRun, steps: int) -> dict[str, int]:
+    """The peaks once `steps` steps are done."""
+    for _ in range(steps):
+        train_one_step(run)
+        wait_for_card(place)
+    return _peaks(place)
+
+
+def _jumps(paths: RunPaths) -> dict[str, int]:
+    """Jumps made, those of them that stood (their undo copy is there until they are judged), and those judged."""
+    made = events_of(paths, Prediction)
+    judged = len(events_of(paths, Correction)) + len(events_of(paths, MicroCorrection))
+    return {"jumps_made": len(made), "jumps_that_stood": sum(event.accepted for event in made), "jumps_judged": judged}
 
 
 def _peaks(place: Place) -> dict[str, int]:
@@ -93,27 +134,35 @@ def out_of_memory(place: Place) -> dict[str, Any]:
         "optimizer.lr": 1e-4,
     }
     paths = new_run(place, "full", "rtx5080_gpt2_small_baseline", sets, steps=3)
-    outcome = finish(opened(paths))
+    outcome = ended(paths)
     error = next(iter(events_of(paths, Error)), None)
     result: dict[str, Any] = {"exit_code": int(outcome.exit_code), "error": plain(error)}
     place.note(result)
     if error is None or outcome.exit_code != 75:
         raise AssertionError(f"a full card ended with {outcome}")
-    attempts = _apply_until_it_trains(paths)
+    attempts, problem = _apply_until_it_trains(paths)
     result |= {"fixes_applied": attempts, "changes": [plain(event) for event in events_of(paths, ConfigChanged)]}
     place.note(result)
+    if problem:
+        raise AssertionError(f"after {attempts} fix(es) it does not train: {problem}")
     result |= _full_in_validation(place, cap)
     what = f"{error.where}, {error.why}: {error.fix}"
     return {**result, "headline": f"{what}; trains after {attempts} fix(es); validation in parts works"}
 
 
-def _apply_until_it_trains(paths: RunPaths) -> int:
-    for attempts in range(1, 7):
-        resume(paths, apply_fix=True, queue=True)
-        torch.cuda.empty_cache()
-        if finish(opened(paths)).exit_code == 0:
-            return attempts
-    raise AssertionError("six fixes, and it does not train")
+def _apply_until_it_trains(paths: RunPaths) -> tuple[int, str]:
+    """Fixes applied, and why it does not train after them; "" where it does."""
+    problem = ""
+    for applied in range(MOST_FIXES):
+        try:
+            resume(paths, apply_fix=True, queue=True)
+        except WorkbenchError as error:  # none is known, or there was no room to build it
+            return applied, error.message
+        outcome = ended(paths)
+        if outcome.exit_code == 0:
+            return applied + 1, ""
+        problem = outcome.reason
+    return MOST_FIXES, problem
 
 
 def _full_in_validation(place: Place, cap: float) -> dict[str, Any]:
@@ -124,9 +173,10 @@ def _full_in_validation(place: Place, cap: float) -> dict[str, Any]:
     for name, sets in (("eval-whole", {}), ("eval-in-parts", {"device.memory_limit_gib": cap})):
         paths = new_run(place, name, "rtx5080_gpt2_small_baseline", {**base, **sets}, steps=2)
         torch.cuda.set_per_process_memory_fraction(1.0)
-        finish(opened(paths))
-        torch.cuda.empty_cache()
+        outcome = ended(paths)
         losses[name] = [event.loss for event in events_of(paths, Eval)]
+        if not losses[name]:
+            raise AssertionError(f"{name} was not validated: {outcome.reason}")
         codes = [event.code for event in events_of(paths, WarningEvent)]
     whole, parts = losses["eval-whole"][-1], losses["eval-in-parts"][-1]
     if abs(whole - parts) > 1e-4 * whole:

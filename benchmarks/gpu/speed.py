@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import Place, Skipped, close, new_run, opened, speed, timed_steps, wait_for_card
+from benchmarks.gpu.common import Place, Skipped, attempted, new_run, speed, timed_steps, wait_for_card
 from gpuworkbench.errors import DoesNotFitError, WorkbenchError
 from gpuworkbench.training.loop import train_one_step
-from gpuworkbench.training.memory_errors import is_out_of_memory, let_go
+from gpuworkbench.training.memory_errors import is_out_of_memory
+from gpuworkbench.training.setup import TrainingRun
 from gpuworkbench.units import GIB, format_bytes
 
 SMALL_PRESET = "rtx4090_gpt2_small"
@@ -37,15 +38,13 @@ def _eager_and_compiled(
     """The largest micro-batch that fits, the same for both; what is known is noted before compiling begins."""
     result: dict[str, Any] = {}
     for micro_batch in micro_batches:
+        options = {"micro_batch": micro_batch, "counted": counted}
         try:
-            options = {"micro_batch": micro_batch, "counted": counted}
             result["eager"] = _measured(place, f"eager-{micro_batch}-{name}", preset, compile_mode="off", **options)
             break
-        except (RuntimeError, WorkbenchError) as error:
+        except (RuntimeError, MemoryError, WorkbenchError) as error:
             if not is_out_of_memory(error) and not isinstance(error, DoesNotFitError):
                 raise
-            let_go(error)
-        torch.cuda.empty_cache()
     if not result:
         raise Skipped("not even one sequence fits")
     place.note({**result, "headline": f"eager {_words(result['eager'])}"})
@@ -62,7 +61,11 @@ def _measured(
 ) -> dict[str, Any]:
     sets = {"train.micro_batch_size": micro_batch, "train.grad_accum_steps": 4, "device.compile": compile_mode}
     sets |= {"train.log_interval_steps": 10, "train.mode": "fast", "hybrid.enabled": False}  # true steps alone
-    run = opened(new_run(place, name, preset, sets, steps=1000))
+    paths = new_run(place, name, preset, sets, steps=1000)
+    return attempted(paths, lambda run: _timed(place, run, counted if not place.is_small else 2))
+
+
+def _timed(place: Place, run: TrainingRun, counted: int) -> dict[str, Any]:
     started = time.perf_counter()
     train_one_step(run)
     wait_for_card(place)
@@ -70,17 +73,17 @@ def _measured(
     train_one_step(run)  # makes the kernels for gradients that are None at first, and the optimizer's state
     if place.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    timing = timed_steps(place, run, warm=1, counted=counted if not place.is_small else 2)
-    result = {**timing, **speed(run, timing["step_s"]), "first_step_s": first_step_s, "n_params": _n_params(run)}
-    result["peak_bytes"] = torch.cuda.max_memory_allocated() if place.is_cuda else 0
-    result["strategies"] = [strategy.name for strategy in run.strategies]
-    result |= {"compile": run.config.device.compile, "micro_batch_size": run.config.train.micro_batch_size}
-    close(run)
-    return result
-
-
-def _n_params(run: Any) -> int:
-    return run.config.model.n_params()
+    timing = timed_steps(place, run, warm=1, counted=counted)
+    return {
+        **timing,
+        **speed(run, timing["step_s"]),
+        "first_step_s": first_step_s,
+        "n_params": run.config.model.n_params(),
+        "peak_bytes": torch.cuda.max_memory_allocated() if place.is_cuda else 0,
+        "strategies": [strategy.name for strategy in run.strategies],
+        "compile": run.config.device.compile,
+        "micro_batch_size": run.config.train.micro_batch_size,
+    }
 
 
 def _words(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ class ProbeAnswer(Struct, frozen=True):
 
 def traced(config: RunConfig, predicted: Estimate, target: Target) -> Estimate:
     """`predicted` with the bytes of a traced step where the run computes. Raises WorkbenchError."""
-    answer = _ask("gpuworkbench.tools.trace", config, target.kind, TRACE_TIMEOUT_S, TraceAnswer)
+    answer = _ask("trace", config, target.kind, TRACE_TIMEOUT_S, TraceAnswer)
     return with_measured(predicted, target.kind, answer.total_bytes, answer.parts, beside=True)
 
 
@@ -63,7 +64,7 @@ def probed(config: RunConfig, predicted: Estimate, target: Target, say: Callable
     known = read_probe(path)
     if known is None:
         say("probing: two real steps")
-        answer = _ask("gpuworkbench.tools.probe", config, target.kind, PROBE_TIMEOUT_S, ProbeAnswer)
+        answer = _ask("probe", config, target.kind, PROBE_TIMEOUT_S, ProbeAnswer)
         known = _remember(path, answer)
     parts = {"measured tensors": known.peak_bytes}
     context = known.context_bytes if target.kind == "cuda" else 0
@@ -110,12 +111,14 @@ def _remember(path: Path, answer: ProbeAnswer) -> Probe:
     return probe
 
 
-def _ask(module: str, config: RunConfig, kind: str, timeout_s: float, answer: type[Any]) -> Any:
-    """Run `module KIND` with the configuration on its stdin; its answer. Raises DoesNotFitError, WorkbenchError."""
-    name = module.rpartition(".")[2]
+def _ask(name: str, config: RunConfig, kind: str, timeout_s: float, answer: type[Any]) -> Any:
+    """What tool `name` answers to the configuration on its stdin; it ends with this process, however that ends.
+
+    Raises DoesNotFitError, WorkbenchError.
+    """
     try:
         done = subprocess.run(
-            torch_command(module, kind),
+            torch_command("gpuworkbench.tools.parent", str(os.getpid()), name, kind),
             input=dump_toml(config),
             capture_output=True,
             env=trainer_environment(),

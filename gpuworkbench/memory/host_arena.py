@@ -62,6 +62,11 @@ class HostPool:
         """Host memory taken so far."""
         return sum(chunk.num_bytes for chunk in self._chunks)
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether all of it is page-locked; False as long as there is none."""
+        return bool(self._chunks) and all(chunk.is_pinned for chunk in self._chunks)
+
     def hold(self) -> None:
         """Slices taken from now on belong to one more holder."""
         self._holders += 1

@@ -19,7 +19,6 @@ from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import ExitCode, WorkbenchError
 from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
-from gpuworkbench.tools.parent import end_with_parent
 from gpuworkbench.tools.step_rig import StepRig
 from gpuworkbench.training.device import set_up_device
 from gpuworkbench.training.memory_errors import first_line, is_out_of_memory
@@ -102,5 +101,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,6 @@ from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import UsageError, WorkbenchError
 from gpuworkbench.plan.analytic import product_widths
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
-from gpuworkbench.tools.parent import end_with_parent
 from gpuworkbench.tools.step_rig import StepRig
 from gpuworkbench.training.optimizers.compact_adamw import CompactAdamW
 from gpuworkbench.training.optimizers.groups import Group
@@ -198,5 +197,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end_with_parent()
     sys.exit(main(sys.argv[1:]))

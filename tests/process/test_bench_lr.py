@@ -55,11 +55,12 @@ def test_stopped_and_killed_it_goes_on_and_the_preset_it_saves_trains(workspace:
     command = arguments(workspace, out, "--steps", "120", "--lrs", RATES, "--save-preset", "tuned", "--json")
     # Ctrl-C: one line how to go on, exit 75, the finished trials stay
     with workspace.start(*command) as first:
-        wait_until(lambda: trial_files(out), what="trial")
+        wait_until(lambda: probe_lock(out / "lock"), what="search")
         # another process cannot work on the same search
         second = workspace.call(*command)
         assert (second.returncode, second.stdout) == (3, "")
         assert "is locked by process" in second.stderr.splitlines()[-1]
+        wait_until(lambda: trial_files(out), what="trial")
         first.send_signal(signal.SIGINT)
         _, err = first.communicate(timeout=60)
     assert first.returncode == 75

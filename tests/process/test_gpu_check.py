@@ -18,10 +18,10 @@ SCRIPT = REPOSITORY / "benchmarks" / "gpu_check.py"
 ON_CPU = ("--device", "cpu", "--small")
 
 
-def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -47,6 +47,29 @@ def test_a_few_parts_on_a_cpu_and_a_second_call_that_keeps_them(tmp_path: Path) 
     assert again.returncode == 0
     assert "correctness: kept from an earlier call" in again.stderr
     assert report(out)["parts"]["memory/rtx5080_1b"] == memory
+
+
+@pytest.mark.timeout(660)
+def test_what_moves_changes_no_bit_and_a_hybrid_preset_makes_its_jump(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    moved = ("predict_aware", "activation_offload", "undo_on_disk", "dynamics")
+    parts = ",".join((*moved, "memory/rtx5080_gpt2_small_hybrid"))
+    limit = ("--part-limit-s", "120")
+    done = call(*ON_CPU, "--parts", parts, *limit, "--out", str(out), cwd=tmp_path, timeout_s=600)
+    assert done.returncode == 0, done.stdout
+    found = report(out)["parts"]
+    for name in moved:
+        assert found[name]["losses_equal"], name
+        assert found[name]["tensors_equal"], name
+        assert found[name]["files"] == ["model.safetensors", "optimizer.safetensors"]
+    assert found["predict_aware"]["moved_bytes"]["restore"] > 0
+    assert found["activation_offload"]["pool_bytes"] > 0
+    assert found["undo_on_disk"]["rolled_back"] > 0
+    assert found["dynamics"]["updates"] > 0
+    memory = found["memory/rtx5080_gpt2_small_hybrid"]
+    assert memory["planned_parts"]["predictor, undo"] > 0
+    assert memory["jumps_that_stood"] >= 1
+    assert memory["jumps_judged"] >= 1
 
 
 def test_a_part_that_takes_too_long_is_ended_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -97,5 +120,6 @@ def test_nothing_it_imports_needs_the_app() -> None:
     """A machine with a card may have no textual, plotext or tiktoken."""
     code = "import sys; sys.modules.update(dict.fromkeys(('textual', 'plotext', 'tiktoken'))); "
     code += "import benchmarks.gpu.memory, benchmarks.gpu.speed, benchmarks.gpu.exactness, benchmarks.gpu.transfers; "
+    code += "import benchmarks.gpu.moved; "
     code += "import benchmarks.gpu.correctness, gpuworkbench.training.__main__"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.tiny_run import Workspace, wait_until
+from tests.fixtures.tiny_run import PRESET, Workspace, wait_until
 
+STEPS = 80  # so many after the kill that who looks late still finds a run to kill
 SETS = {
     "hybrid.enabled": "true",
     "hybrid.predictor": "line_jump",
@@ -25,7 +26,7 @@ SETS = {
 
 @pytest.mark.parametrize("undo_storage", ["memory", "disk"])
 def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: Path, undo_storage: str) -> None:
-    workspace = Workspace(tmp_path)
+    workspace = Workspace(tmp_path, PRESET.replace("max_steps = 40", f"max_steps = {STEPS}"))
     sets = {**SETS, "hybrid.undo_storage": undo_storage}
     arguments = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     assert workspace.train("whole", *arguments).returncode == 0
@@ -44,4 +45,4 @@ def test_a_trainer_killed_within_a_prediction_resumes_bit_identically(tmp_path: 
     assert result.returncode == 0, result.stderr
     assert not list((workspace.runs / "killed").glob(".tmp-*undo*")), "a dead trainer's name"
     assert workspace.losses("killed") == workspace.losses("whole")
-    assert workspace.final_files("killed", 40) == workspace.final_files("whole", 40)
+    assert workspace.final_files("killed", STEPS) == workspace.final_files("whole", STEPS)

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.tiny_run import Workspace, wait_until
+from tests.fixtures.tiny_run import PRESET, Workspace, wait_until
+
+STEPS = 100
+# After the last kill there are so many steps left that who looks late still finds a run to kill.
+LONG = PRESET.replace("max_steps = 40", f"max_steps = {STEPS}")
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], dict[str, bytes], dict[int, float]]:
     """Losses, final tensors and validation losses of a run that nobody disturbed."""
-    workspace = Workspace(tmp_path_factory.mktemp("reference"))
+    workspace = Workspace(tmp_path_factory.mktemp("reference"), LONG)
     result = workspace.train("whole")
     assert result.returncode == 0, result.stderr
     evals = {e["step"]: e["loss"] for e in workspace.events("whole") if e["type"] == "eval"}
-    return workspace.losses("whole"), workspace.final_files("whole", 40), evals
+    return workspace.losses("whole"), workspace.final_files("whole", STEPS), evals
 
 
 def start_and_kill(workspace: Workspace, arguments: list[str], run_id: str, at_step: int) -> None:
@@ -35,7 +39,7 @@ def test_killed_runs_resume_bit_identically(
     kill_steps: tuple[int, ...],
 ) -> None:
     losses, tensors, evals = reference
-    workspace = Workspace(tmp_path)
+    workspace = Workspace(tmp_path, LONG)
     arguments = ["--preset", str(workspace.preset), "--run-id", "killed"]
     for at_step in kill_steps:
         start_and_kill(workspace, arguments, "killed", at_step)
@@ -45,7 +49,7 @@ def test_killed_runs_resume_bit_identically(
 
     assert workspace.losses("killed") == losses
     assert {e["step"]: e["loss"] for e in workspace.events("killed") if e["type"] == "eval"} == evals
-    assert workspace.final_files("killed", 40) == tensors
+    assert workspace.final_files("killed", STEPS) == tensors
     attempts = [e["attempt"] for e in workspace.events("killed") if e["type"] in ("run_started", "run_resumed")]
     assert attempts == list(range(1, len(kill_steps) + 2))
 
@@ -69,13 +73,13 @@ def test_every_step_of_a_killed_run_has_the_rate_of_the_schedule_and_every_valid
     from gpuworkbench.config.schema import ScheduleConfig
     from gpuworkbench.training.lr_schedule import lr_multiplier
 
-    workspace = Workspace(tmp_path)
+    workspace = Workspace(tmp_path, LONG)
     start_and_kill(workspace, ["--preset", str(workspace.preset), "--run-id", "killed"], "killed", 24)
     assert workspace.resume("killed").returncode == 0
     schedule = ScheduleConfig(name="cosine", warmup_steps=4)
     for event in workspace.events("killed"):
         if event["type"] == "step":
-            assert event["lr"] == 0.01 * lr_multiplier(event["step"], schedule, 40)
+            assert event["lr"] == 0.01 * lr_multiplier(event["step"], schedule, STEPS)
     from_step = next(e["from_step"] for e in workspace.events("killed") if e["type"] == "run_resumed")
     later = [e["step"] for e in workspace.events("killed") if e["type"] == "eval" and e["attempt"] == 2]
-    assert later == [step for step in (10, 20, 30, 40) if step > from_step]
+    assert later == [step for step in range(10, STEPS + 1, 10) if step > from_step]

@@ -19,7 +19,16 @@ from gpuworkbench.hybrid.calibration import AcceptanceRate, Calibrator, Reliabil
 from gpuworkbench.hybrid.coefficients import LinearCoefficients, M, MlpCoefficients, inputs_of, lesson, slow_path
 from gpuworkbench.hybrid.corrector import Corrector
 from gpuworkbench.hybrid.dynamics.model import Dynamics, update_interval
-from gpuworkbench.hybrid.dynamics.rssm import CLASSES, FREE_NATS, GROUPS, KL_BALANCE, MEMBERS, kl_loss, sample
+from gpuworkbench.hybrid.dynamics.rssm import (
+    CLASSES,
+    FREE_NATS,
+    GROUPS,
+    KL_BALANCE,
+    MEMBERS,
+    cumulated,
+    kl_loss,
+    sample,
+)
 from gpuworkbench.hybrid.dynamics.trend import Trend
 from gpuworkbench.hybrid.low_rank import compress
 from gpuworkbench.hybrid.residuals import ResidualStore, compare
@@ -245,6 +254,12 @@ def test_samples_have_their_probabilities_and_their_gradient() -> None:
     drawn.sum().backward()
     assert p.grad is not None
     assert torch.equal(p.grad, torch.ones_like(p))
+
+
+def test_probabilities_are_added_up_as_torch_adds_them_on_a_cpu() -> None:
+    """Bit for bit, so that a run draws what it drew before."""
+    p = torch.softmax(torch.randn(MEMBERS, 5000, GROUPS, CLASSES, generator=torch.Generator().manual_seed(0)), -1)
+    assert torch.equal(cumulated(p), p.cumsum(-1))
 
 
 def waves(n: int) -> list[StepSignals]:

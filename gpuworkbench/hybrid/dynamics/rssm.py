@@ -11,6 +11,7 @@ Shapes: E members, B sequences, D features, H = HIDDEN, Z = GROUPS * CLASSES.
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -122,9 +123,14 @@ def kl_loss(posterior: Tensor, prior: Tensor) -> Tensor:
 def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     """One-hot z (E, B, Z), with the gradient of the probabilities (straight through)."""
     uniform = torch.rand(*probabilities.shape[:-1], 1, generator=generator).to(probabilities.device)
-    drawn = (probabilities.detach().cumsum(-1) < uniform).sum(-1).clamp(max=CLASSES - 1)
+    drawn = (cumulated(probabilities.detach()) < uniform).sum(-1).clamp(max=CLASSES - 1)
     hot = torch.nn.functional.one_hot(drawn, CLASSES).to(probabilities.dtype)
     return (hot + probabilities - probabilities.detach()).flatten(2)
+
+
+def cumulated(probabilities: Tensor) -> Tensor:
+    """What cumsum over the last dimension gives on a CPU, which adds in fp64; a card's has no deterministic form."""
+    return torch.stack(list(accumulate(probabilities.double().unbind(-1))), -1).to(probabilities.dtype)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
