@@ -152,7 +152,6 @@ def hybrid(place: Place) -> dict[str, Any]:
         "hybrid.predictor": "outer_nesterov",
         "hybrid.warmup_steps": 4,
         "hybrid.full_steps": 4,
-        "hybrid.max_predict_steps": 2,
         "hybrid.exploration": 2,
     }
     close(_opened_or_skip(_new_run_or_skip(place, "hybrid-probe", {**MODEL, **sets}, STEPS)))
