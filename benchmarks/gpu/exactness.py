@@ -158,7 +158,6 @@ def hybrid(place: Place) -> dict[str, Any]:
         "hybrid.predictor": "outer_nesterov",
         "hybrid.warmup_steps": 4,
         "hybrid.full_steps": 4,
-        "hybrid.max_predict_steps": 2,
         "hybrid.exploration": 2,
     }
     attempted_or_skip(new_run_or_skip(place, "hybrid-probe", {**MODEL, **sets}, STEPS), lambda run: None)

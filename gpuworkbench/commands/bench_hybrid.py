@@ -113,7 +113,12 @@ def prepare(arguments: argparse.Namespace) -> Comparison:
         registry.lookup(registry.SCHEDULES, name, "--schedules")
     place = Path(arguments.dir).expanduser().absolute() if arguments.dir else Path.cwd()
     request = LaunchRequest(
-        preset=arguments.bench_preset, runs_dir=place, sets=sets, cpu_twin=arguments.bench_cpu_twin, environ=os.environ
+        preset=arguments.bench_preset,
+        runs_dir=place,
+        sets=sets,
+        cpu_twin=arguments.bench_cpu_twin,
+        environ=os.environ,
+        allows_idle=True,  # arms decide what is predicted, and by which predictor
     )
     refuse_out(arguments.out)
     arms = chosen_arms(arguments.arms, arguments.arm, is_tuned=not arguments.untuned)

@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         sets=sets,
         cpu_twin=arguments.bench_cpu_twin,
         environ=os.environ,
+        allows_idle=True,  # a predicted stretch is measured whether or not the preset predicts
     )
     prepared = check(request, on_progress=StageProgress(), on_weights=StageProgress("weights"))
     steps = arguments.bench_steps or DEFAULT_STEPS

@@ -14,6 +14,7 @@ import msgspec
 from gpuworkbench.config import keys as schema_keys
 from gpuworkbench.config import validate
 from gpuworkbench.config.applicable import drop_strays
+from gpuworkbench.config.idle_keys import idle_keys
 from gpuworkbench.config.schema import SCHEMA_VERSION, RunConfig
 from gpuworkbench.config.toml_io import parse_value, refuse_odd_values
 from gpuworkbench.errors import ConfigError
@@ -74,13 +75,27 @@ def build(table: Mapping[str, Any], where: str, overrides: Sequence[Override] = 
     return config
 
 
-def build_overridden(table: Mapping[str, Any], overrides: Sequence[Override], name: str, where: str) -> RunConfig:
-    """`table` with `overrides` applied, validated. Errors name the override; `where` is the file behind `table`."""
+def build_overridden(
+    table: Mapping[str, Any], overrides: Sequence[Override], name: str, where: str, *, allows_idle: bool = False
+) -> RunConfig:
+    """`table` with `overrides` applied, validated. Errors name the override; `where` is the file behind `table`.
+
+    An override that does nothing is refused unless `allows_idle`.
+    """
     if not overrides:
         return build(table, where)
     named = list(dict.fromkeys(f"{override.where} {override.key}" for override in overrides))
     few = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-    return build(apply_overrides(table, overrides), f"{name} with {few}", overrides)
+    config = build(apply_overrides(table, overrides), f"{name} with {few}", overrides)
+    if not allows_idle:
+        refuse_idle(config, table, overrides)
+    return config
+
+
+def refuse_idle(config: RunConfig, table: Mapping[str, Any], overrides: Sequence[Override]) -> None:
+    """ConfigError where one of the `overrides` that made `config` of `table` does nothing."""
+    for key, idle in idle_keys(config, table, [override.key for override in overrides]):
+        raise ConfigError(f"{where_of(overrides, key, 'the run')}: {key}: has no effect: {idle.why}", idle.fix)
 
 
 def merge(base: Mapping[str, Any], sections: Mapping[str, Any]) -> Table:

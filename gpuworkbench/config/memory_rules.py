@@ -10,7 +10,7 @@ import msgspec
 from gpuworkbench import registry
 from gpuworkbench.config.hybrid_section import HybridConfig
 from gpuworkbench.config.memory_section import EVERY_DEFAULT
-from gpuworkbench.config.predictors import predictor_names, spec_of
+from gpuworkbench.config.predictors import longest_prediction, predictor_names, spec_of
 from gpuworkbench.config.schema import RunConfig
 
 PRECISIONS = ("precision", "precision_warmup", "precision_full", "precision_predict", "precision_correct")
@@ -110,12 +110,9 @@ def _predict_aware(config: RunConfig) -> Iterator[Rule]:
 
 def _ever_leaves(hybrid: HybridConfig, predictor: str) -> bool:
     """Whether a predicted phase at its longest gives the state time: a jump over several virtual steps, or several
-    true steps between jumps (PhaseController.jumps_of and .planned; PredictAwareOffload.enter_phase)."""
-    averages = spec_of(predictor).averages
-    horizon = hybrid.full_steps if averages else hybrid.max_predict_steps
-    longest = min(horizon, 0 if averages else hybrid.correction_interval) or horizon
-    true_steps_between = -(-horizon // longest) - 1
-    return longest > 1 or true_steps_between > 1
+    true steps between jumps (PredictAwareOffload.enter_phase)."""
+    longest_jump, jumps = longest_prediction(hybrid, predictor)
+    return longest_jump > 1 or jumps > 2
 
 
 def _in_backward(config: RunConfig) -> Iterator[Rule]:

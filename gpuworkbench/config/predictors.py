@@ -73,6 +73,21 @@ def predictor_names(config: HybridConfig) -> tuple[str, ...]:
     return config.predictor, *(name.strip() for name in further)
 
 
+class Prediction(NamedTuple):
+    """A predicted phase: virtual steps of its longest jump, and its jumps, with one true step between two."""
+
+    longest_jump: int
+    jumps: int
+
+
+def longest_prediction(config: HybridConfig, name: str) -> Prediction:
+    """The longest that a predictor may make (PhaseController.horizon and .jumps_of)."""
+    averages = spec_of(name).averages
+    horizon = config.full_steps if averages else config.max_predict_steps
+    longest = min(horizon, 0 if averages else config.correction_interval) or horizon
+    return Prediction(longest, -(-horizon // longest))
+
+
 def predictor_state_bytes(config: HybridConfig, n_trainable: int) -> int:
     """Bytes that the predictors keep for `n_trainable` parameters, undo copies left out; 0 where prediction is off.
 

@@ -103,16 +103,18 @@ def load_preset(name_or_path: str) -> Preset:
 
 
 class Request(NamedTuple):
-    """A preset's table and what is to be set on top of it; `name` and `where` are for errors."""
+    """A preset's table and what is to be set on top of it; `name` and `where` are for errors. `allows_idle`: a key may
+    do nothing by itself."""
 
     table: Mapping[str, Any]
     overrides: tuple[Override, ...]
     name: str
     where: str
+    allows_idle: bool = False
 
     def build(self) -> RunConfig:
         """The validated config. Raises ConfigError."""
-        return build_overridden(self.table, self.overrides, self.name, self.where)
+        return build_overridden(self.table, self.overrides, self.name, self.where, allows_idle=self.allows_idle)
 
 
 def configure(
@@ -134,6 +136,7 @@ def request(
     environ: Mapping[str, str] | None = None,
     cpu_twin: bool = False,
     steps: int | None = None,
+    allows_idle: bool = False,
 ) -> Request:
     """The preset, or its CPU twin, with overrides on top. Raises ConfigError.
 
@@ -145,4 +148,5 @@ def request(
     where = str(preset.path)
     table = twin_table(preset.table, where) if cpu_twin else merge(preset.table, {})
     table.pop("cpu_twin", None)
-    return Request(table, tuple(overrides), f"{preset.name} (CPU twin)" if cpu_twin else preset.name, where)
+    name = f"{preset.name} (CPU twin)" if cpu_twin else preset.name
+    return Request(table, tuple(overrides), name, where, allows_idle)

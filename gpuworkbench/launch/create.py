@@ -42,6 +42,7 @@ class LaunchRequest(NamedTuple):
     queue: bool = False  # wait for a card that another run uses
     share: bool = False  # train beside the run that uses the card
     environ: Mapping[str, str] = os.environ
+    allows_idle: bool = False  # a key may do nothing by itself: it is for what a comparison makes of it
 
 
 class Prepared(NamedTuple):
@@ -64,7 +65,12 @@ def check(
         refuse_taken(RunPaths(request.runs_dir / validate_run_id(request.run_id)))
     preset = load_preset(request.preset)
     asked = preset_request(
-        preset, sets=request.sets, environ=request.environ, cpu_twin=request.cpu_twin, steps=request.steps
+        preset,
+        sets=request.sets,
+        environ=request.environ,
+        cpu_twin=request.cpu_twin,
+        steps=request.steps,
+        allows_idle=request.allows_idle,
     )
     config = asked.build()
     choice: DeviceChoice = select_device(

@@ -2,8 +2,9 @@
 
 A step has moments at which its memory may be at its highest: the loss (all activations, the logits), the beginning of
 backward, its end (all gradients, the table's from both of its uses), the optimizer's update, a validation. Each is
-summed up; the estimate is the highest, and its parts are what is there then. Predicted, not measured: how far off it is
-stands in benchmarks/results/plan_accuracy.json.
+summed up, in each phase that makes true steps and in that phase's precision; the estimate is the highest, and its
+parts are what is there then. Predicted, not measured: how far off it is stands in
+benchmarks/results/plan_accuracy.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -20,6 +22,7 @@ from gpuworkbench.config.storage import StorageBytes, storage_bytes
 from gpuworkbench.plan.activation_bytes import Activations, activations
 from gpuworkbench.plan.hybrid_bytes import JUMP_COPIES, HybridBytes, hybrid_bytes
 from gpuworkbench.plan.loss_bytes import FP32_BYTES, logits_block_bytes, loss_bytes
+from gpuworkbench.plan.phase_widths import FULL, JUDGES_A_JUMP, PREDICT, phase_of_each_width, product_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.units import GIB, MIB
 
@@ -85,25 +88,24 @@ class Estimate(Struct, frozen=True, kw_only=True):
         return self.total_bytes - self.parts["CUDA context"]
 
 
-def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) -> Estimate | None:
-    """What `config` takes on a `kind` (cuda or cpu) device; None while its vocabulary is unknown.
-
-    `compute_bytes`: bytes of an element of the matrix products (default: as memory.precision says, `auto` being 2
-    on a card and 4 on a CPU; the highest estimate where phases differ).
-    """
+def estimate(config: RunConfig, *, kind: str) -> Estimate | None:
+    """What `config` takes on a `kind` (cuda or cpu) device; None while its vocabulary is unknown."""
     known = with_known_vocabulary(config)
     if known is None:
         return None
     storage = storage_bytes(known)
     hybrid = hybrid_bytes(known, storage)
-    widths = {compute_bytes} if compute_bytes else product_widths(known, kind)
-    moment, parts, moments = max(
-        (_highest(known, storage, hybrid, width, kind) for width in widths), key=lambda found: sum(found[1].values())
-    )
+    widest = max(phase_of_each_width(known, kind))
+    points = _points(known, storage, hybrid, kind)
+    highest = max(points, key=lambda point: point.total_bytes)
+    moment, parts = highest.moment, highest.parts
+    moments = dict.fromkeys(MOMENTS, 0)
+    for point in points:
+        moments[point.moment] = max(moments[point.moment], point.total_bytes)
     total = sum(parts.values())
-    offloaded = offloaded_bytes(known, hybrid, storage, max(widths))
+    offloaded = offloaded_bytes(known, hybrid, storage, widest)
     is_cuda = kind == "cuda"
-    process = CUDA_PROCESS_BYTES if is_cuda else cpu_process_bytes(known, storage, hybrid, moments, max(widths))
+    process = CUDA_PROCESS_BYTES if is_cuda else cpu_process_bytes(known, storage, hybrid, moments, widest)
     return Estimate(
         parts=MappingProxyType(parts),
         total_bytes=total,
@@ -118,39 +120,70 @@ def estimate(config: RunConfig, *, kind: str, compute_bytes: int | None = None) 
     )
 
 
-def _highest(
-    config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int, kind: str
-) -> tuple[str, dict[str, int], dict[str, int]]:
-    """The moment with the highest sum, its parts, and the sum of each moment."""
-    copies = autocast_copies(config, width)
+def heaviest_phase(config: RunConfig, kind: str) -> str:
+    """The phase whose true steps take most, where a step of one alone is made. `config` has a known vocabulary."""
+    storage = storage_bytes(config)
+    points = _points(config, storage, hybrid_bytes(config, storage), kind)
+    steps = [point for point in points if point.moment not in ("validation", "jump")]
+    return max(steps, key=lambda point: point.total_bytes).phase
+
+
+class _Point(NamedTuple):
+    """A moment in a phase, and what is there then."""
+
+    phase: str
+    moment: str
+    parts: dict[str, int]
+    total_bytes: int
+
+
+def _points(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, kind: str) -> list[_Point]:
+    """Every moment of a true step, in each width that phases have; a validation and a jump in theirs.
+
+    The copy that undoes a jump is there until true steps have judged it; validations fall into such steps too.
+    """
+    is_cuda = kind == "cuda"
     lasting = {
         "weights": storage.weights,
         "8-bit residual": storage.residual,
         "optimizer state": storage.optimizer_state,
         "staging": 0 if is_scratch(config) else storage.staging,
-        "predictor, undo": hybrid.device + hybrid.undo,  # undo: through the true steps that judge a jump
-        "CUDA context": CUDA_CONTEXT_BYTES if kind == "cuda" else 0,
+        "predictor, undo": hybrid.device,
+        "CUDA context": CUDA_CONTEXT_BYTES if is_cuda else 0,
     }
-    changing = {
-        "loss": loss_moment(config, storage, width, copies, kind),
-        "backward": backward_moment(config, storage, width, copies, kind),
-        "end of backward": end_of_backward_moment(config, storage),
-        "update": {"gradients": storage.gradients, "staging": storage.staging if is_scratch(config) else 0},
-        "validation": validation_moment(config, width, copies),
-        "jump": jump_moment(config, storage, hybrid, width),
-    }
-    workspace = GEMM_WORKSPACE_BYTES if kind == "cuda" else 0
-    sums = {
-        name: sum(lasting.values()) + sum(parts.values()) + (workspace if name != "update" else 0)
-        for name, parts in changing.items()
-    }
-    moment = max(sums, key=lambda name: sums[name])
-    there = dict(lasting)
-    for name, size in changing[moment].items():
-        there[name] = there.get(name, 0) + size
-    if moment != "update":
-        there["workspace"] = there.get("workspace", 0) + workspace
-    return moment, {name: there.get(name, 0) for name in PARTS}, sums
+    undo = {"predictor, undo": hybrid.undo}
+    workspace = {"workspace": GEMM_WORKSPACE_BYTES if is_cuda else 0}
+    full, predict = (product_bytes(config, kind, phase) for phase in (FULL, PREDICT))
+    steps = phase_of_each_width(config, kind)
+    copies = {width: autocast_copies(config, width) for width in {*steps, full, predict}}
+    points = []
+    for width, phase in steps.items():
+        beside = lasting, undo if phase in JUDGES_A_JUMP else {}
+        loss = loss_moment(config, storage, width, copies[width], kind)
+        backward = backward_moment(config, storage, width, copies[width], kind)
+        update = {"gradients": storage.gradients, "staging": storage.staging if is_scratch(config) else 0}
+        points += [
+            _point(phase, "loss", *beside, workspace, loss),
+            _point(phase, "backward", *beside, workspace, backward),
+            _point(phase, "end of backward", *beside, workspace, end_of_backward_moment(config, storage)),
+            _point(phase, "update", *beside, update),
+        ]
+    validation = validation_moment(config, full, copies[full])
+    jump = jump_moment(config, storage, hybrid, predict, copies[predict])
+    return [
+        *points,
+        _point(FULL, "validation", lasting, undo, workspace, validation),
+        _point(PREDICT, "jump", lasting, undo, workspace, jump),
+    ]
+
+
+def _point(phase: str, moment: str, *there: Mapping[str, int]) -> _Point:
+    """The sum, part by part."""
+    total = dict.fromkeys(PARTS, 0)
+    for parts in there:
+        for name, num_bytes in parts.items():
+            total[name] += num_bytes
+    return _Point(phase, moment, total, sum(total.values()))
 
 
 def loss_moment(config: RunConfig, storage: StorageBytes, width: int, copies: int, kind: str) -> dict[str, int]:
@@ -202,13 +235,14 @@ def validation_moment(config: RunConfig, width: int, copies: int) -> dict[str, i
     }
 
 
-def jump_moment(config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int) -> dict[str, int]:
+def jump_moment(
+    config: RunConfig, storage: StorageBytes, hybrid: HybridBytes, width: int, copies: int
+) -> dict[str, int]:
     """A jump and its probe: no gradients, no activations kept; the optimizer's state away where it is offloaded."""
     if not config.hybrid.enabled:
         return {}
     n_rows = min(config.hybrid.probe_sequences, config.train.micro_batch_size) * config.train_seq_len
     is_away = config.memory.optimizer_offload == "predict_aware"
-    copies = autocast_copies(config, width)
     logits = loss_bytes(config, n_rows, width, FP32_BYTES, is_training=False)
     passing = passing_bytes(config, n_rows, width)
     jump = {"predictor, undo": hybrid.passing}
@@ -253,22 +287,6 @@ def gradient_width(config: RunConfig) -> int:
 def table_gradient(config: RunConfig) -> int:
     """One gradient of the token table."""
     return config.model.padded_vocab_size * config.model.n_embd * gradient_width(config)
-
-
-def product_bytes(precision: str, kind: str) -> int:
-    """Bytes of an element of the matrix products."""
-    if precision == "auto":
-        precision = "bf16" if kind == "cuda" else "fp32"
-    return 4 if precision == "fp32" else 2
-
-
-def product_widths(config: RunConfig, kind: str) -> set[int]:
-    """The widths of the phases that train."""
-    memory = config.memory
-    if memory.weights == "bf16":
-        return {2}
-    own = (memory.precision_warmup, memory.precision_full, memory.precision_correct)
-    return {product_bytes(each or memory.precision, kind) for each in own}
 
 
 def flowing_bytes(config: RunConfig, width: int) -> int:

@@ -12,7 +12,8 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.storage import storage_bytes
 from gpuworkbench.gpu.peak import peak_flops
 from gpuworkbench.plan.activation_bytes import activations
-from gpuworkbench.plan.analytic import product_bytes, rows
+from gpuworkbench.plan.analytic import rows
+from gpuworkbench.plan.phase_widths import product_bytes
 
 REFERENCE_FLOPS = 112.6e12  # an RTX 5080, dense bf16
 UTILIZATION = 0.45  # share of the peak that products and attention get, at large micro-batches
@@ -39,7 +40,7 @@ def step_cost(
     config: RunConfig, card_name: str | None, kind: str = "cuda", *, utilization: float = UTILIZATION
 ) -> StepCost:
     """What a step of `config` costs on a card of that name (an RTX 5080 where it is not known)."""
-    width = product_bytes(config.memory.precision_full or config.memory.precision, kind)
+    width = product_bytes(config, kind)
     peak = peak_flops(card_name, "fp32" if width == 4 else "bf16") or REFERENCE_FLOPS / (2 if width == 4 else 1)
     n_rows = rows(config)
     efficiency = utilization * n_rows / (n_rows + HALF_SPEED_ROWS)

@@ -8,8 +8,9 @@ from msgspec import Struct
 
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.gpu.peak import peak_flops
-from gpuworkbench.plan.analytic import Estimate, product_bytes
+from gpuworkbench.plan.analytic import Estimate
 from gpuworkbench.plan.calibration import Calibration
+from gpuworkbench.plan.phase_widths import product_bytes
 from gpuworkbench.plan.step_cost import step_cost
 from gpuworkbench.plan.targets import Target
 
@@ -64,7 +65,7 @@ def _hours(
         low, high = calibration.flops_per_s
         source = f"time: the rates of {calibration.n_runs} finished runs on this device, 10 % either side"
         return (flops / (high * (1 + RATE_SPREAD)) / 3600, flops / (low * (1 - RATE_SPREAD)) / 3600), source
-    width = product_bytes(config.memory.precision_full or config.memory.precision, target.kind)
+    width = product_bytes(config, target.kind)
     peak = peak_flops(target.card_name, "fp32" if width == 4 else "bf16") if target.kind == "cuda" else None
     if peak is None:
         what = "this host has finished no run yet" if target.kind == "cpu" else "this card's peak is not in the table"

@@ -18,6 +18,8 @@ from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import ExitCode, WorkbenchError
 from gpuworkbench.memory.tensor_bytes import TensorBytes
+from gpuworkbench.plan.analytic import heaviest_phase
+from gpuworkbench.plan.phase_widths import precision_of
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
 from gpuworkbench.training.device import set_up_device
@@ -37,7 +39,10 @@ class Probed(msgspec.Struct, frozen=True):
 
 
 def probe(config: RunConfig, kind: str) -> Probed:
-    """Two steps of `config`, its vocabulary known. Raises torch.OutOfMemoryError, MemoryError, WorkbenchErrors."""
+    """Two steps of `config`, its vocabulary known, in the precision of the phase whose steps take most.
+
+    Raises torch.OutOfMemoryError, MemoryError, WorkbenchErrors.
+    """
     replace = msgspec.structs.replace
     config = replace(
         config,
@@ -63,7 +68,7 @@ def _on_cpu(config: RunConfig, device: torch.device) -> Probed:
 
 def _steps(config: RunConfig, device: torch.device) -> float:
     """Seconds of the last step."""
-    rig = StepRig(config, device, config.memory.precision_full or config.memory.precision)
+    rig = StepRig(config, device, precision_of(config, heaviest_phase(config, device.type)))
     started = 0.0
     for _ in range(STEPS):
         started = _now(device)

@@ -26,7 +26,8 @@ from gpuworkbench.config.loader import build
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.config.toml_io import parse_toml
 from gpuworkbench.errors import UsageError, WorkbenchError
-from gpuworkbench.plan.analytic import product_widths
+from gpuworkbench.plan.analytic import heaviest_phase
+from gpuworkbench.plan.phase_widths import product_bytes
 from gpuworkbench.plan.vocabulary import with_known_vocabulary
 from gpuworkbench.tools.step_rig import StepRig
 from gpuworkbench.training.optimizers.compact_adamw import CompactAdamW
@@ -54,7 +55,8 @@ class Traced(msgspec.Struct, frozen=True):
 
 
 def trace(config: RunConfig, kind: str) -> Traced:
-    """One optimizer step of `config` on fake tensors. Its vocabulary must be known. Raises UsageError."""
+    """One optimizer step of `config` on fake tensors, in the phase whose steps take most. Its vocabulary must be known.
+    Raises UsageError."""
     if config.memory.activation_offload:
         raise UsageError(
             "a trace does not follow memory.activation_offload, which copies values",
@@ -63,7 +65,7 @@ def trace(config: RunConfig, kind: str) -> Traced:
     started = time.perf_counter()
     config = traceable(config)
     with FakeTensorMode(), card_norms() if kind == "cuda" else nullcontext():
-        name = "bf16" if min(product_widths(config, kind)) == 2 else "fp32"
+        name = "bf16" if product_bytes(config, kind, heaviest_phase(config, kind)) == 2 else "fp32"
         tracker = WholeTracker()
         # One micro-batch is enough, and this takes seconds: what earlier ones leave behind is put there.
         rig = StepRig(config, CPU, name, n_micro_batches=1, on_micro_batch=tracker.reset_mod_stats)

@@ -259,6 +259,21 @@ def test_refusals(local: LocalRuns, sets: dict[str, Any], words: str) -> None:
     assert words in refused(local, sets)
 
 
+def test_a_fork_is_refused_a_key_that_does_nothing_in_it(local: LocalRuns) -> None:
+    paths = local.trained("idle", {**ON, "hybrid.enabled": False, "train.max_steps": 2})
+
+    def forked(**sets: Any) -> Any:
+        overrides = tuple(Override(f"hybrid.{key}", value, "--set") for key, value in sets.items())
+        return fork(paths, local.workspace.runs, sets=overrides, environ={})
+
+    with pytest.raises(ConfigError, match=r"^--set: hybrid\.full_steps: has no effect: hybrid\.enabled is false$"):
+        forked(full_steps=7)
+    forked(full_steps=ON["hybrid.full_steps"])  # as the run has it
+    with pytest.raises(ConfigError, match=r"^--set: hybrid\.outer_lr: has no effect: it is for outer_nesterov"):
+        forked(enabled=True, predictor="line_jump", outer_lr=0.5)
+    forked(enabled=True, outer_lr=0.5)
+
+
 def test_epochs_are_of_what_is_trained_on(local: LocalRuns) -> None:
     """The reserved slice is no part of an epoch."""
     request = LaunchRequest(

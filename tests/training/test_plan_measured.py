@@ -11,11 +11,15 @@ from torch import Tensor
 
 from gpuworkbench.config.families.gpt2 import Gpt2Config
 from gpuworkbench.config.schema import RunConfig
+from gpuworkbench.memory.tensor_bytes import TensorBytes
 from gpuworkbench.plan.analytic import estimate
 from gpuworkbench.tools.probe import probe
 from gpuworkbench.tools.trace import trace
+from gpuworkbench.training.attempt import load_run_config
 from gpuworkbench.training.optimizers.compact_adamw import CompactAdamW
 from gpuworkbench.training.optimizers.groups import Group
+from gpuworkbench.training.phases import Phases
+from tests.fixtures.local_run import LocalRuns
 
 MODEL = Gpt2Config(n_layer=3, n_head=2, n_embd=96, seq_len=64, vocab_size=1024)
 BASE: dict[str, Any] = {"micro_batch_size": 4, "grad_accum_steps": 1, "threads": 1, "max_steps": 2}
@@ -79,6 +83,65 @@ def test_trace_and_formulas_are_what_a_step_takes(name: str) -> None:
     assert predicted is not None
     assert traced == pytest.approx(measured, rel=0.02)
     assert -0.02 <= predicted.total_bytes / measured - 1 <= 0.05
+
+
+PREDICTING: dict[str, Any] = {
+    "model.n_embd": 96, "model.n_layer": 3, "model.seq_len": 64, "model.dropout": 0.0,
+    "train.micro_batch_size": 8, "train.grad_accum_steps": 1, "train.max_steps": 12, "optimizer.lr": 1e-3,
+    "eval.interval_steps": 0, "checkpoint.interval_steps": 0, "checkpoint.in_background": False,
+    "hybrid.enabled": True, "hybrid.warmup_steps": 2, "hybrid.full_steps": 4, "hybrid.correct_steps": 2,
+    "hybrid.exploration": 9, "hybrid.probe_sequences": 2,
+}  # fmt: skip
+BF16_BUT: dict[str, Any] = {"memory.precision": "bf16"}
+FP32_BUT: dict[str, Any] = {"memory.precision": "fp32"}
+
+# The keys, and the phase in which the run takes most.
+PHASE_CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "fp32 where bf16 is predicted from": (BF16_BUT | {"memory.precision_predict": "fp32"}, "predict"),
+    "bf16 where fp32 is predicted from": (FP32_BUT | {"memory.precision_predict": "bf16"}, "correct"),
+    "fp32 in full alone": (BF16_BUT | {"memory.precision_full": "fp32"}, "predict"),
+    "no true step is predicted in": (
+        BF16_BUT | {"memory.precision_predict": "fp32", "hybrid.predictor": "outer_nesterov"},
+        "correct",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PHASE_CASES)
+def test_formulas_are_what_a_run_takes_whose_phases_differ_in_precision(
+    name: str, local: LocalRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run with jumps that stand, within 5 % and never under by more than 2 %. A true step between two jumps is
+    one in the predicted phase's precision, beside the copy that undoes them; full and warm-up have none."""
+    keys, highest = PHASE_CASES[name]
+    sets = {"hybrid.predictor": "line_jump"} | keys
+    paths = local.create(f"phases-{list(PHASE_CASES).index(name)}", PREDICTING | sets)
+    tell = Phases._tell
+    with TensorBytes() as recording:
+
+        def marked(self: Phases, *told: Any) -> None:
+            recording.mark(self.current)
+            tell(self, *told)
+
+        monkeypatch.setattr(Phases, "_tell", marked)
+        assert local.attempt(paths) == 0
+    peaks = recording.peaks()
+    has_steps_between = bool(local.events(paths, "micro_correction"))
+    assert has_steps_between == (sets["hybrid.predictor"] == "line_jump")
+    assert peaks[highest] == pytest.approx(max(peaks.values()), rel=0.001)
+    predicted = estimate(load_run_config(paths)[0], kind="cpu")
+    assert predicted is not None
+    assert -0.02 <= predicted.total_bytes / max(peaks.values()) - 1 <= 0.05
+
+
+def test_trace_and_probe_make_their_step_in_the_phase_that_takes_most() -> None:
+    """Here a predicted one: plain steps are bf16."""
+    made = config({}, {"precision": "bf16", "precision_predict": "fp32"})
+    on = msgspec.structs.replace(made.hybrid, enabled=True, predictor="line_jump")
+    fp32 = config({}, {"precision": "fp32"})
+    predicting = msgspec.structs.replace(made, hybrid=on)
+    assert trace(predicting, "cpu").parts == trace(fp32, "cpu").parts != trace(made, "cpu").parts
+    assert probe(predicting, "cpu").peak_bytes == pytest.approx(probe(fp32, "cpu").peak_bytes, rel=0.001)
 
 
 def test_a_trace_for_a_card_needs_none_and_no_memory() -> None:

@@ -229,6 +229,41 @@ def test_a_predictors_state_lies_where_it_is_told_to() -> None:
     assert host.predict_bytes < host.total_bytes
 
 
+def test_only_phases_with_true_steps_count_and_none_but_full_where_nothing_is_predicted() -> None:
+    """rtx4090_gpt2_small has the hybrid trainer off. A predicted phase has true steps where it is cut into jumps."""
+    off = known(config("rtx4090_gpt2_small"))
+    for phase in ("warmup", "predict", "correct"):
+        assert known(config("rtx4090_gpt2_small", memory={f"precision_{phase}": "fp32"})) == off
+    wider = known(config("rtx4090_gpt2_small", memory={"precision_full": "fp32"})).total_bytes
+    assert wider > 1.2 * off.total_bytes
+
+    def takes_more(phase: str, **hybrid: Any) -> bool:
+        keys = {"enabled": True, "predictor": "line_jump", "undo_storage": "disk", **hybrid}
+        plain = known(config("rtx4090_gpt2_small", hybrid=keys))
+        made = known(config("rtx4090_gpt2_small", hybrid=keys, memory={f"precision_{phase}": "fp32"}))
+        return made.total_bytes > 1.2 * plain.total_bytes
+
+    assert takes_more("correct")
+    assert takes_more("warmup")
+    assert not takes_more("warmup", warmup_steps=0)
+    assert takes_more("predict")
+    assert not takes_more("predict", correction_interval=0)
+    assert not takes_more("predict", correction_interval=5)
+    assert not takes_more("predict", predictor="outer_nesterov")
+    assert not takes_more("predict", predictor="outer_nesterov", bandit_predictors="line_jump")  # nobody chooses
+    assert takes_more("predict", predictor="outer_nesterov", bandit=True, bandit_predictors="line_jump")
+
+
+def test_a_jump_is_probed_in_its_own_precision_and_validated_in_fulls() -> None:
+    keys = {"enabled": True, "predictor": "outer_nesterov"}
+    bf16 = known(config(hybrid=keys)).moments
+    own = known(config(hybrid=keys, memory={"precision_predict": "fp32"})).moments
+    assert {name for name in MOMENTS if own[name] != bf16[name]} == {"jump"}
+    full = known(config(hybrid=keys, memory={"precision_full": "fp32"})).moments
+    assert full["validation"] != bf16["validation"]
+    assert full["jump"] == bf16["jump"]
+
+
 def test_a_predicted_phase_takes_half_where_the_state_leaves() -> None:
     """The aim for rtx5080_gpt2_small_memory: 40 to 60 % below full."""
     made = known(config("rtx5080_gpt2_small_memory", hybrid={"enabled": True}))

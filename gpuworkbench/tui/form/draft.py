@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpuworkbench.config.loader import Override, apply_overrides, build, environment_overrides, merge, twin_table
+from gpuworkbench.config.loader import (
+    Override,
+    apply_overrides,
+    build,
+    environment_overrides,
+    merge,
+    refuse_idle,
+    twin_table,
+)
 from gpuworkbench.config.presets import Preset, iter_preset_paths
 from gpuworkbench.config.schema import RunConfig
 from gpuworkbench.errors import ConfigError
@@ -95,7 +103,10 @@ def check(draft: Draft, environ: Mapping[str, str]) -> Checked:
     config: RunConfig | None = None
     while config is None:
         try:
-            config = build(apply_overrides(table, kept.values()), WHERE, list(kept.values()))
+            changes = list(kept.values())
+            made = build(apply_overrides(table, changes), WHERE, changes)
+            refuse_idle(made, table, changes)
+            config = made
         except ConfigError as error:
             key = blamed_key(error.message, known)
             errors.setdefault(key, error.line().removeprefix(f"{WHERE}: "))
