@@ -94,7 +94,8 @@ def configured(place: Place, preset: str, sets: Sets, steps: int) -> RunConfig:
     if not place.is_cuda:
         merged = {key: value for key, value in merged.items() if key != "device.memory_limit_gib"}
     overrides = [Override(key, value, "gpu_check") for key, value in merged.items()]
-    return request(load_preset(preset), sets=overrides, steps=steps).build()
+    # Early phases are set for presets of any predictor, and some have no use for one of the keys.
+    return request(load_preset(preset), sets=overrides, steps=steps, allows_idle=True).build()
 
 
 def new_run(place: Place, name: str, preset: str, sets: Sets | None = None, *, steps: int = 100) -> RunPaths:

@@ -127,7 +127,7 @@ def test_a_stop_that_reads_early_leaves_the_advisers_what_they_would_have_known(
     def stop() -> None:
         raise StopRequested("SIGTERM")
 
-    whole, stopped = local.create("whole", sets), local.create("stopped", sets)
+    whole, stopped = local.create("read-whole", sets), local.create("read-stopped", sets)
     for paths in (whole, stopped):
         run = opened(paths)
         run.hybrid.monitor.factor = 0.5  # as after a cut of the learning rate, which it then restores
