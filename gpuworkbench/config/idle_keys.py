@@ -43,6 +43,12 @@ IDLE = (
         ON,
     ),
     Idle(
+        ("hybrid.dynamics_device",),
+        lambda hybrid: not hybrid.dynamics,
+        "hybrid.dynamics is off, so no model computes there",
+        "set hybrid.dynamics = true, or leave it out",
+    ),
+    Idle(
         ("hybrid.outer_lr", "hybrid.outer_momentum"),
         lambda hybrid: "outer_nesterov" not in predictor_names(hybrid),
         "it is for outer_nesterov, which is not among the predictors",

@@ -123,11 +123,6 @@ def _hybrid(config: RunConfig) -> Iterator[Problem]:
     if hybrid.bandit_predictors and not hybrid.bandit:
         fix = "set hybrid.bandit = true, or leave it out"
         yield Problem("hybrid.bandit_predictors", "has no effect: hybrid.bandit is off, which chooses among them", fix)
-    if hybrid.dynamics_device == "device" and not hybrid.dynamics:
-        fix = "set hybrid.dynamics = true, or leave it out"
-        yield Problem(
-            "hybrid.dynamics_device", "has no effect: hybrid.dynamics is off, so no model computes there", fix
-        )
     names = predictor_names(hybrid)
     for number, name in enumerate(names):
         key = "hybrid.bandit_predictors" if number else "hybrid.predictor"

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from gpuworkbench.io.atomic import temporary_path
 from gpuworkbench.io.files import REAL_FILES, Files, write_all
-
-ALIGNMENT = 64  # bytes; every tensor begins at a multiple of it
+from gpuworkbench.memory.host_arena import aligned
 
 
 class DiskCopies:
@@ -75,8 +74,3 @@ class _Place(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
     num_bytes: int
-
-
-def aligned(num_bytes: int) -> int:
-    """The next multiple of ALIGNMENT."""
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT

@@ -250,7 +250,6 @@ def refused(local: LocalRuns, sets: dict[str, Any]) -> str:
     [
         ({"hybrid.predictor": "line_jmp"}, "did you mean 'line_jump'?"),
         ({"hybrid.exploration": 0}, "nothing is ever predicted"),
-        ({"hybrid.dynamics_device": "device"}, "has no effect: hybrid.dynamics is off"),
         ({"hybrid.ema_eval_decay": 0.9, "eval.interval_steps": 0}, "hybrid.ema_eval_decay: needs validations"),
         ({"hybrid.probe_sequences": 100_000}, "hybrid.probe_sequences = 100000 need 3200034"),
     ],

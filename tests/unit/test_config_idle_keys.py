@@ -75,6 +75,12 @@ def test_what_works_without_prediction_and_what_changes_nothing() -> None:
     assert not refused((*OFF, "hybrid.undo_storage=memory"))  # as it is anyway
 
 
+def test_the_place_of_a_dynamics_model_that_is_off() -> None:
+    place = "hybrid.dynamics_device=device"
+    assert "hybrid.dynamics_device: has no effect: hybrid.dynamics is off" in refused((*LINE, place))
+    assert not refused((*LINE, place, "hybrid.dynamics=true"))
+
+
 def test_keys_of_predictors_that_are_not_chosen() -> None:
     for text in ("hybrid.outer_lr=0.9", "hybrid.outer_momentum=0.9"):
         assert "it is for outer_nesterov, which is not among the predictors; set" in refused((*LINE, text))
