@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from gpuworkbench.events.schema import Eval
-from gpuworkbench.state.lines import format_loss, format_perplexity, format_rate, one_line
+from gpuworkbench.state.lines import done_in_phase, format_loss, format_perplexity, format_rate, one_line
 from gpuworkbench.state.run_state import RunState
 from gpuworkbench.units import format_bytes, format_count, format_duration
 
@@ -69,7 +69,8 @@ def _eval(event: Eval, which: str) -> str:
 def _time(state: RunState) -> str:
     tallies = sorted(state.phase_tallies.items(), key=lambda item: -item[1].seconds)
     phases = ", ".join(
-        f"{one_line(phase)} {format_duration(tally.seconds)} ({_steps(tally.steps)})" for phase, tally in tallies
+        f"{one_line(phase)} {format_duration(tally.seconds)} ({done_in_phase(state, phase)})"
+        for phase, tally in tallies
     )
     return format_duration(state.elapsed_s) + (f": {phases}" if phases else "")
 

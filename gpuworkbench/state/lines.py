@@ -53,6 +53,16 @@ def format_step(step: int, max_steps: int | None) -> str:
     return f"step {step}" if max_steps is None else f"step {step:>{len(str(max_steps))}}/{max_steps}"
 
 
+def done_in_phase(state: RunState, phase: str, *, with_unit: bool = True) -> str:
+    """`20 steps`; of a predicted phase `36 jumps`, and its true steps where it has any."""
+    steps = state.phase_tallies[phase].steps
+    did = f"{steps}{' step' if steps == 1 else ' steps'}" if with_unit else str(steps)
+    jumps = state.predictions_accepted + state.predictions_rejected
+    if phase != "predict" or not jumps:
+        return did
+    return f"{jumps} jump{'' if jumps == 1 else 's'}" + (f" and {did}" if steps else "")
+
+
 def memory_in_use(state: RunState) -> str:
     """The card's allocated memory; the host's where there is no card."""
     memory = state.last_memory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gpuworkbench.events import schema
 from gpuworkbench.headless.summary import summary_lines
 from gpuworkbench.state.reducer import Reducer
@@ -45,6 +47,20 @@ def test_a_completed_run() -> None:
         "sample      gpuworkbench sample 20250101-000000-quick-abcd --prompt 'it'\"'\"'s'",
         "go on       gpuworkbench --resume 20250101-000000-quick-abcd --headless --steps 6",
     ]
+
+
+@pytest.mark.parametrize(("true_steps", "did"), [(0, "2 jumps"), (1, "2 jumps and 1 step")])
+def test_a_predicted_phase_is_counted_in_jumps(true_steps: int, did: str) -> None:
+    log = LogBuilder().start(max_steps=9).step(1, 5.0, phase="full")
+    log.add(schema.PhaseChanged, 1, from_phase="full", to_phase="predict", reason="")
+    for accepted in (True, False):
+        log.add(schema.Prediction, 1, predictor="linear", exploration=False, horizon_steps=2, confidence=None,
+                predicted_loss=1.0, probe_before=1.0, probe_after=1.0, accepted=accepted, duration_s=0.5)  # fmt: skip
+    for number in range(true_steps):
+        log.tick(1.0).step(2 + number, 4.0, phase="predict")
+    log.tick(1.0).add(schema.PhaseChanged, 1 + true_steps, from_phase="predict", to_phase="full", reason="")
+    (line,) = [line for line in summary_of(log) if line.startswith("time ")]
+    assert f" ({did})" in line
 
 
 def test_a_stopped_run_says_how_to_go_on() -> None:

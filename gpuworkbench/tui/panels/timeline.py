@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from gpuworkbench.state.lines import one_line
+from gpuworkbench.state.lines import done_in_phase, one_line
 from gpuworkbench.tui.follower import RunView
 from gpuworkbench.tui.widgets.glyphs import bar
 from gpuworkbench.tui.widgets.panel import Panel
@@ -114,11 +114,7 @@ def _phase_words(view: RunView, phase: str, detail: str) -> list[Part]:
     tally = view.state.phase_tallies[phase]
     glyph, style = _look(phase)
     now = "▸" if phase == view.state.phase and view.status.is_live else ""
-    steps = (" step" if tally.steps == 1 else " steps") if detail else ""
-    did = f"{tally.steps}{steps}"
-    jumps = view.state.predictions_accepted + view.state.predictions_rejected
-    if phase == "predict" and jumps:
-        did = f"{jumps} jump{'' if jumps == 1 else 's'}" + (f" and {did}" if tally.steps else "")
+    did = done_in_phase(view.state, phase, with_unit=bool(detail))
     took = f", {format_duration(tally.seconds)}" if "seconds" in detail else ""
     return [(f"{glyph * 2} ", style), f"{now}{one_line(phase)[:24]} {did}{took}   "]
 
